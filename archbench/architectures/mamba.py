@@ -1,0 +1,226 @@
+"""Mamba: a selective state-space model (S6), linear in length, with a state of constant size.
+
+One block, for a token's input u (d), inner width D = expand * d, state size N, convolution width W, step rank R:
+
+    x, z   = Win N(u)                       in_proj
+    x      = silu(conv_W(x))                depthwise, causal
+    r,B,C  = Wx x                           x_proj: R + 2N
+    dt     = softplus(Wdt r + bdt)          dt_proj
+    h_t    = exp(dt A) h_{t-1} + dt B x_t   A = -exp(A_log), diagonal, one row of N per channel
+    y      = C h_t + Dskip x
+    u'     = u + Wout (y * silu(z))         out_proj
+
+There is no feed-forward layer: two blocks stand for one attention-and-feed-forward pair. On the byte codec this is
+MambaByte.
+
+Sources: Gu & Dao 2023, 2312.00752 (sections 3.2 to 3.6; B is discretised by dt B as in the official code, not by the
+full zero-order hold of eq. 4); Wang et al. 2024, 2401.13660 (bytes). Initial weights follow the official code: dt bias
+so that softplus gives a log-uniform step in [0.001, 0.1], A_log = log(1..N), out_proj divided by sqrt(n_layers).
+
+Letters: b batch, t time, d width, D inner width ("c" in shapes), n state size, r step rank, w convolution width.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Generator, Tensor, nn
+
+from archbench.errors import ConfigError
+from archbench.layers import Embedding, Linear, RMSNorm
+from archbench.model import Architecture, AutoregressiveModel, Traits
+from archbench.ops.conv import causal_conv
+from archbench.ops.scan import selective_scan
+
+
+@dataclass(frozen=True, kw_only=True)
+class MambaConfig:
+    """Sizes of a Mamba. `dt_rank` None means d_model / 16 rounded up."""
+
+    vocab_size: int
+    d_model: int = 128
+    n_layers: int = 8
+    d_state: int = 16
+    d_conv: int = 4
+    expand: int = 2
+    dt_rank: int | None = None
+    dt_min: float = 1e-3
+    dt_max: float = 0.1
+    norm_eps: float = 1e-5
+    tie_embeddings: bool = True
+    boundary: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("vocab_size", "d_model", "n_layers", "d_state", "expand", "step_rank"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"mamba.{name}: {getattr(self, name)}; must be at least 1")
+        if self.d_conv < 2:
+            raise ConfigError(f"mamba.d_conv: {self.d_conv}; must be at least 2")
+        if not 0 < self.dt_min < self.dt_max:
+            raise ConfigError(f"mamba.dt_min: {self.dt_min}; must lie between 0 and dt_max {self.dt_max}")
+
+    @property
+    def d_inner(self) -> int:
+        return self.expand * self.d_model
+
+    @property
+    def step_rank(self) -> int:
+        return math.ceil(self.d_model / 16) if self.dt_rank is None else self.dt_rank
+
+
+class LayerState(NamedTuple):
+    """The last W - 1 inputs of the convolution and the recurrent state, both fp32."""
+
+    window: Float[Tensor, "b w c"]
+    ssm: Float[Tensor, "b c n"]
+
+
+class Mixer(nn.Module):
+    """The selective state-space mixer of one block."""
+
+    def __init__(self, config: MambaConfig, generator: Generator | None) -> None:
+        super().__init__()
+        self.config = config
+        width, inner, rank, states = config.d_model, config.d_inner, config.step_rank, config.d_state
+        self.in_proj = Linear(width, 2 * inner, generator=generator)
+        self.conv_weight = nn.Parameter(torch.empty(inner, config.d_conv))
+        self.conv_bias = nn.Parameter(torch.zeros(inner))
+        self.x_proj = Linear(inner, rank + 2 * states, generator=generator)
+        self.dt_proj = Linear(rank, inner, generator=generator)
+        self.dt_bias = nn.Parameter(torch.empty(inner))
+        self.A_log = nn.Parameter(torch.arange(1, states + 1, dtype=torch.float32).log().repeat(inner, 1))
+        self.D = nn.Parameter(torch.ones(inner))
+        self.out_proj = Linear(inner, width, generator=generator)
+        self._draw(generator)
+
+    def _draw(self, generator: Generator | None) -> None:
+        """The official initialisation: uniform matrices, log-uniform step sizes."""
+        if self.dt_bias.device.type == "meta":
+            return
+        config = self.config
+        for weight, fan_in in (
+            (self.in_proj.weight, config.d_model),
+            (self.x_proj.weight, config.d_inner),
+            (self.dt_proj.weight, config.step_rank),
+            (self.out_proj.weight, config.d_inner * config.n_layers),
+            (self.conv_weight, config.d_conv),
+            (self.conv_bias, config.d_conv),
+        ):
+            nn.init.uniform_(weight, -(fan_in**-0.5), fan_in**-0.5, generator=generator)
+        with torch.no_grad():
+            low, high = math.log(config.dt_min), math.log(config.dt_max)
+            step = (low + (high - low) * torch.rand(config.d_inner, generator=generator)).exp().clamp(min=1e-4)
+            self.dt_bias.copy_(step + (-torch.expm1(-step)).log())  # the inverse of softplus
+
+    def initial_state(self, batch_size: int) -> LayerState:
+        inner, device = self.config.d_inner, self.dt_bias.device
+        return LayerState(
+            torch.zeros(batch_size, self.config.d_conv - 1, inner, device=device),
+            torch.zeros(batch_size, inner, self.config.d_state, device=device),
+        )
+
+    def forward(self, u: Float[Tensor, "b t d"], state: LayerState) -> tuple[Float[Tensor, "b t d"], LayerState]:
+        config = self.config
+        x, z = self.in_proj(u).chunk(2, dim=-1)
+        x, window = causal_conv(x, self.conv_weight, self.conv_bias, state.window)
+        r, B, C = self.x_proj(x).split([config.step_rank, config.d_state, config.d_state], dim=-1)
+        dt = self.dt_proj(r)
+        A = -self.A_log.float().exp()
+        y, ssm = selective_scan(x, dt, A, B, C, D=self.D, z=z, dt_bias=self.dt_bias, h0=state.ssm)
+        return self.out_proj(y), LayerState(window.float(), ssm)
+
+    def flops(self, n: int) -> int:
+        """Matrices, convolution 2 W D and recurrence 6 D N a token (exponentials are free by convention)."""
+        config = self.config
+        matrices = sum(m.flops(n) for m in (self.in_proj, self.x_proj, self.dt_proj, self.out_proj))
+        return matrices + n * (2 * config.d_conv * config.d_inner + 6 * config.d_inner * config.d_state)
+
+
+class Block(nn.Module):
+    def __init__(self, config: MambaConfig, generator: Generator | None) -> None:
+        super().__init__()
+        self.norm = RMSNorm(config.d_model, config.norm_eps)
+        self.mixer = Mixer(config, generator)
+
+    def forward(self, u: Float[Tensor, "b t d"], state: LayerState) -> tuple[Float[Tensor, "b t d"], LayerState]:
+        mixed, state = self.mixer(self.norm(u), state)
+        return u + mixed, state
+
+
+class Mamba(AutoregressiveModel):
+    """State: a convolution window and a recurrent state a layer; constant however much was read."""
+
+    def __init__(self, config: MambaConfig, generator: Generator | None = None) -> None:
+        super().__init__()
+        self.config = config
+        self.vocab_size = config.vocab_size
+        self.boundary = config.boundary
+        self.embedding = Embedding(config.vocab_size, config.d_model, std=0.02, generator=generator)
+        self.blocks = nn.ModuleList(Block(config, generator) for _ in range(config.n_layers))
+        self.norm = RMSNorm(config.d_model, config.norm_eps)
+        self.unembedding = Linear(config.d_model, config.vocab_size, std=0.02, generator=generator)
+        if config.tie_embeddings:
+            self.unembedding.weight = self.embedding.weight
+
+    def initial_layers(self, batch_size: int) -> tuple[LayerState, ...]:
+        return tuple(block.mixer.initial_state(batch_size) for block in self.blocks)
+
+    def hidden(
+        self, tokens: Int[Tensor, "b t"], layers: tuple[LayerState, ...]
+    ) -> tuple[Float[Tensor, "b t d"], tuple[LayerState, ...]]:
+        u = self.embedding(tokens)
+        states = []
+        for block, state in zip(self.blocks, layers, strict=True):
+            u, state = block(u, state)
+            states.append(state)
+        return self.norm(u), tuple(states)
+
+    def logits(self, hidden: Float[Tensor, "*n d"]) -> Float[Tensor, "*n v"]:
+        return F.linear(hidden, self.unembedding.weight)
+
+    def undecayed(self) -> Iterable[nn.Parameter]:
+        return [block.mixer.A_log for block in self.blocks]
+
+    def hidden_flops(self, n: int, context: int, causal: float) -> float:
+        del context, causal  # a recurrence reads the past from its state
+        return sum(block.mixer.flops(n) for block in self.blocks)
+
+    def logits_flops(self) -> float:
+        return self.unembedding.flops(1)
+
+
+def candidates(vocab_size: int) -> Iterator[MambaConfig]:
+    """Widths in steps of 8, twice a Transformer's depth at the same width (8 layers at 128, 24 at 768, 64 at 4096)."""
+    for d_model in range(16, 8193, 8):
+        yield MambaConfig(vocab_size=vocab_size, d_model=d_model, n_layers=2 * max(2, round(0.37 * d_model**0.52)))
+
+
+def _table(d_model: int, n_layers: int, vocab_size: int) -> dict[str, int]:
+    return {"vocab_size": vocab_size, "d_model": d_model, "n_layers": n_layers}
+
+
+ARCHITECTURE = Architecture(
+    config=MambaConfig,
+    build=Mamba,
+    traits=lambda _config: Traits(likelihood=True, constant_state=True),
+    paper="Gu & Dao 2023, Mamba: Linear-Time Sequence Modeling with Selective State Spaces, 2312.00752",
+    candidates=candidates,
+    published={
+        # The released checkpoints of state-spaces/mamba; vocabulary 50277 padded to a multiple of 8.
+        "130m": _table(768, 24, 50_280),
+        "370m": _table(1024, 48, 50_280),
+        "790m": _table(1536, 48, 50_280),
+        "1.4b": _table(2048, 48, 50_280),
+        "2.8b": _table(2560, 64, 50_280),
+        # Wang et al. 2024 (MambaByte), configurations of the research code.
+        "byte-353m": _table(1024, 53, 256),
+        "byte-972m": _table(1792, 48, 256),
+        "byte-1.6b": _table(2304, 48, 256),
+    },
+)

@@ -1,0 +1,230 @@
+"""The yardstick: a Llama-style decoder.
+
+Pre-norm blocks of causal attention with rotary positions and a SwiGLU feed-forward, RMSNorm, no biases. Grouped-query
+attention when n_kv_heads < n_heads.
+
+    a  = u + Wo Attn(N1(u))            u' = a + W2( silu(W1 N2(a)) * W3 N2(a) )            logits = U Nf(u_L)
+
+Sources: Vaswani et al. 2017 (attention); Touvron et al. 2023, section 2 (the block); Su et al. 2021 (rotary positions,
+in the half-split pairing of the Hugging Face Llama); Shazeer 2020 (SwiGLU); Zhang & Sennrich 2019 (RMSNorm); Ainslie et
+al. 2023 (grouped queries). Initial weights: N(0, 1/fan_in), the two matrices that write into the residual stream
+divided by sqrt(2 n_layers); unembedding N(0, 0.3^2/d), so that the first loss is near ln V.
+
+Letters: b batch, t time, d width, h query heads, g key-value heads, e head width, v vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from jaxtyping import Float, Int
+from torch import Generator, Tensor, nn
+
+from archbench.errors import ConfigError, ContextOverflow
+from archbench.layers import (
+    Embedding,
+    KVCache,
+    Linear,
+    RMSNorm,
+    SwiGLU,
+    causal_attention,
+    causal_attention_flops,
+    empty_cache,
+    residual_std,
+    rotary_angles,
+    rotate,
+)
+from archbench.model import Architecture, AutoregressiveModel, Traits
+
+
+@dataclass(frozen=True, kw_only=True)
+class TransformerConfig:
+    """Sizes of a Transformer. `n_kv_heads` and `d_ffn` None mean n_heads and 8/3 d_model rounded up to 8."""
+
+    vocab_size: int
+    d_model: int = 128
+    n_layers: int = 4
+    n_heads: int = 2
+    n_kv_heads: int | None = None
+    d_ffn: int | None = None
+    rope_theta: float = 10_000.0
+    norm_eps: float = 1e-5
+    tie_embeddings: bool = False
+    max_context: int | None = None
+    boundary: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("vocab_size", "d_model", "n_layers", "n_heads", "kv_heads", "ffn_width"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"transformer.{name}: {getattr(self, name)}; must be at least 1")
+        if self.d_model % self.n_heads:
+            raise ConfigError(f"transformer.n_heads: {self.n_heads} does not divide d_model {self.d_model}")
+        if self.head_dim % 2:
+            raise ConfigError(
+                f"transformer.n_heads: {self.n_heads} gives heads of odd width {self.head_dim}; rotary positions need "
+                "an even width"
+            )
+        if self.n_heads % self.kv_heads:
+            raise ConfigError(f"transformer.n_kv_heads: {self.kv_heads} does not divide n_heads {self.n_heads}")
+        if self.rope_theta <= 1:
+            raise ConfigError(f"transformer.rope_theta: {self.rope_theta}; must be above 1")
+        if self.norm_eps <= 0:
+            raise ConfigError(f"transformer.norm_eps: {self.norm_eps}; must be above 0")
+        if self.max_context is not None and self.max_context < 1:
+            raise ConfigError(f"transformer.max_context: {self.max_context}; must be at least 1, or left out")
+
+    @property
+    def head_dim(self) -> int:
+        return self.d_model // self.n_heads
+
+    @property
+    def kv_heads(self) -> int:
+        return self.n_heads if self.n_kv_heads is None else self.n_kv_heads
+
+    @property
+    def ffn_width(self) -> int:
+        return -(-8 * self.d_model // 24) * 8 if self.d_ffn is None else self.d_ffn
+
+
+class Attention(nn.Module):
+    """Causal self-attention over a key-value cache."""
+
+    def __init__(self, config: TransformerConfig, generator: Generator | None) -> None:
+        super().__init__()
+        self.n_heads, self.n_kv_heads, self.head_dim = config.n_heads, config.kv_heads, config.head_dim
+        width = config.n_heads * config.head_dim
+        self.qkv = Linear(config.d_model, width + 2 * config.kv_heads * config.head_dim, generator=generator)
+        self.out = Linear(width, config.d_model, std=residual_std(width, 2 * config.n_layers), generator=generator)
+
+    def forward(
+        self,
+        x: Float[Tensor, "b t d"],
+        angles: tuple[Float[Tensor, "t e"], Float[Tensor, "t e"]],
+        cache: KVCache,
+    ) -> tuple[Float[Tensor, "b t d"], KVCache]:
+        b, t, _ = x.shape
+        heads = self.qkv(x).view(b, t, -1, self.head_dim).transpose(1, 2)
+        q, k, v = heads.split([self.n_heads, self.n_kv_heads, self.n_kv_heads], dim=1)
+        cache = cache.append(rotate(k, angles), v)
+        keys, values = cache.valid()
+        mixed = causal_attention(rotate(q, angles), keys, values)
+        return self.out(mixed.transpose(1, 2).reshape(b, t, -1)), cache
+
+    def flops(self, n: int, context: int, causal: float) -> float:
+        """Projections of n positions and their attention over themselves and `context` earlier ones."""
+        pairs = causal_attention_flops(n, context, self.n_heads, self.head_dim, causal)
+        return self.qkv.flops(n) + self.out.flops(n) + pairs
+
+
+class Block(nn.Module):
+    """Attention and feed-forward, each on its own residual branch."""
+
+    def __init__(self, config: TransformerConfig, generator: Generator | None) -> None:
+        super().__init__()
+        self.norm_attention = RMSNorm(config.d_model, config.norm_eps)
+        self.attention = Attention(config, generator)
+        self.norm_ffn = RMSNorm(config.d_model, config.norm_eps)
+        out_std = residual_std(config.ffn_width, 2 * config.n_layers)
+        self.ffn = SwiGLU(config.d_model, config.ffn_width, out_std=out_std, generator=generator)
+
+    def forward(
+        self,
+        x: Float[Tensor, "b t d"],
+        angles: tuple[Float[Tensor, "t e"], Float[Tensor, "t e"]],
+        cache: KVCache,
+    ) -> tuple[Float[Tensor, "b t d"], KVCache]:
+        mixed, cache = self.attention(self.norm_attention(x), angles, cache)
+        x = x + mixed
+        return x + self.ffn(self.norm_ffn(x)), cache
+
+    def flops(self, n: int, context: int, causal: float) -> float:
+        return self.attention.flops(n, context, causal) + self.ffn.flops(n)
+
+
+class Transformer(AutoregressiveModel):
+    """State: one key-value cache a layer; it grows with every token read."""
+
+    def __init__(self, config: TransformerConfig, generator: Generator | None = None) -> None:
+        super().__init__()
+        self.config = config
+        self.vocab_size = config.vocab_size
+        # 0.6 is the root mean square of the first residual stream; a tied table must suit the logits instead.
+        std = config.d_model**-0.5 if config.tie_embeddings else 0.6
+        self.embedding = Embedding(config.vocab_size, config.d_model, std=std, generator=generator)
+        self.blocks = nn.ModuleList(Block(config, generator) for _ in range(config.n_layers))
+        self.norm = RMSNorm(config.d_model, config.norm_eps)
+        self.unembedding = Linear(
+            config.d_model, config.vocab_size, std=0.3 * config.d_model**-0.5, generator=generator
+        )
+        if config.tie_embeddings:
+            self.unembedding.weight = self.embedding.weight
+
+    def initial_layers(self, batch_size: int) -> tuple[KVCache, ...]:
+        weight = self.embedding.weight
+        make = partial(empty_cache, batch_size, self.config.kv_heads, self.config.head_dim)
+        return tuple(make(device=weight.device, dtype=weight.dtype) for _ in self.blocks)
+
+    def hidden(
+        self, tokens: Int[Tensor, "b t"], layers: tuple[KVCache, ...]
+    ) -> tuple[Float[Tensor, "b t d"], tuple[KVCache, ...]]:
+        start, n = layers[0].length, tokens.shape[1]
+        limit = self.config.max_context
+        if limit is not None and start + n > limit:
+            raise ContextOverflow(
+                f"transformer.max_context: {start + n} tokens do not fit into {limit}; raise max_context or feed fewer"
+            )
+        x = self.embedding(tokens)
+        angles = rotary_angles(start, n, self.config.head_dim, self.config.rope_theta, x.device)
+        caches = []
+        for block, cache in zip(self.blocks, layers, strict=True):
+            x, cache = block(x, angles, cache)
+            caches.append(cache)
+        return self.norm(x), tuple(caches)
+
+    def logits(self, hidden: Float[Tensor, "*n d"]) -> Float[Tensor, "*n v"]:
+        return self.unembedding(hidden)
+
+    def hidden_flops(self, n: int, context: int, causal: float) -> float:
+        return sum(block.flops(n, context, causal) for block in self.blocks)
+
+    def logits_flops(self) -> float:
+        return self.unembedding.flops(1)
+
+
+def _heads(d_model: int) -> int:
+    """Heads of width 64 where they fit, else the fewest heads of even width of at most 64."""
+    return next(h for h in range(max(1, d_model // 64), d_model + 1) if d_model % (2 * h) == 0 and d_model // h <= 64)
+
+
+def candidates(vocab_size: int) -> Iterator[TransformerConfig]:
+    """Widths in steps of 16, depth growing with width (4 layers at 128, 12 at 768, 32 at 4096)."""
+    for d_model in range(32, 8193, 16):
+        n_layers = max(2, round(0.37 * d_model**0.52))
+        yield TransformerConfig(
+            vocab_size=vocab_size, d_model=d_model, n_layers=n_layers, n_heads=_heads(d_model)
+        )
+
+
+def _table(d_model: int, n_layers: int, n_heads: int, vocab_size: int = 32_000) -> dict[str, int]:
+    return {"vocab_size": vocab_size, "d_model": d_model, "n_layers": n_layers, "n_heads": n_heads}
+
+
+ARCHITECTURE = Architecture(
+    config=TransformerConfig,
+    build=Transformer,
+    traits=lambda config: Traits(likelihood=True, context_limit=config.max_context),
+    paper="Vaswani et al. 2017, Attention Is All You Need, 1706.03762; as Llama: Touvron et al. 2023, 2302.13971",
+    candidates=candidates,
+    published={
+        # Gloeckle et al. 2024 (2404.19737), Table S14: the next-token baselines of multi-token prediction.
+        "mtp-0.3b": _table(1024, 18, 16),
+        "mtp-0.6b": _table(1280, 27, 20),
+        "mtp-1.3b": _table(2048, 24, 16),
+        "mtp-3b": _table(2560, 36, 20),
+        "mtp-6.7b": _table(4096, 32, 32),
+        "mtp-13b": _table(5120, 40, 40),
+    },
+)

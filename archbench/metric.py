@@ -1,0 +1,117 @@
+"""What a metric is: a named question to a trained model, answered by raw samples with units.
+
+There are two kinds. A `Metric` measures one subject by itself; several subjects may be measured at once, in parallel
+processes. A `TimedMetric` offers probes, each of which takes one sample; the runner holds the machine alone and
+interleaves the probes of all subjects at equal coordinates, so that a drift of the machine touches all of them alike
+and the samples of two subjects form pairs.
+
+A metric file exports its instance as `METRIC`; the file's name is the metric's name.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+from archbench.codec import Codec
+from archbench.data.corpus import Corpus
+from archbench.history import History
+from archbench.model import SequenceModel, Traits
+from archbench.record import Better
+
+
+@dataclass(frozen=True, kw_only=True)
+class Quantity:
+    """What a number means: its unit, which direction is better, and one line for people."""
+
+    unit: str
+    better: Better
+    meaning: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measurement:
+    """One value of one quantity at the coordinates `at`, with the samples behind it.
+
+    `reason` is set, and `value` None, where the quantity does not exist or cannot be given honestly.
+    """
+
+    quantity: str
+    value: float | None
+    samples: Sequence[float] = ()
+    low: float | None = None
+    high: float | None = None
+    confidence: float | None = None
+    at: Mapping[str, Any] = field(default_factory=dict)
+    along: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    protocol: str = ""
+    reason: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Subject:
+    """A trained cell, as metrics see it. The model is in eval mode on the device it will be measured on.
+
+    `context` and `batch` are those of its training windows, in tokens and rows; `folder` is its checkpoint's folder;
+    `seed` seeds every draw a metric makes.
+    """
+
+    label: str
+    architecture: str
+    config: Any
+    model: SequenceModel
+    traits: Traits
+    codec: Codec
+    corpus: Corpus
+    history: History
+    context: int
+    batch: int
+    seed: int
+    folder: Path
+
+
+class _Described(ABC):
+    name: ClassVar[str]
+    version: ClassVar[int]
+    """Raised whenever the meaning of a number changes; records of unequal versions are not comparable."""
+    settings: ClassVar[type[Any]]
+    """A frozen keyword-only dataclass: what a suite may set."""
+    quantities: ClassVar[Mapping[str, Quantity]]
+
+    def cannot(self, traits: Traits, settings: Any) -> str | None:
+        """Why this metric does not exist for a model with these traits; None when it does."""
+        del traits, settings
+        return None
+
+
+class Metric(_Described):
+    """A metric of one subject that does not mind company on the machine."""
+
+    @abstractmethod
+    def measure(self, subject: Subject, settings: Any) -> Iterator[Measurement]:
+        """Yields measurements of the declared quantities."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Probe:
+    """Takes one sample per call: quantity name -> number in the quantity's unit. `at` says where on the grid."""
+
+    at: Mapping[str, Any]
+    sample: Callable[[], Mapping[str, float]]
+    protocol: str = ""
+
+
+class TimedMetric(_Described):
+    """A metric that needs the machine to itself.
+
+    `settings` has a field `repeats`: the number of samples taken from each probe, after one warm-up that is thrown
+    away.
+    """
+
+    @abstractmethod
+    def probes(self, subject: Subject, settings: Any) -> list[Probe | Measurement]:
+        """The probes of one subject; a Measurement stands where a point of the grid cannot be measured, with the
+        reason."""

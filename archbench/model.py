@@ -1,0 +1,328 @@
+"""The contract that every architecture meets: two verbs over an opaque state.
+
+    state = model.initial_state(batch_size)
+    state = model.prefill(tokens, state)                      # reads any number of tokens
+    emission = model.decode_step(state, sampling, generator)  # writes one step: 1, the accepted, or K tokens
+
+Likelihood is a separate type, mixed in only by models that have one, so that a perplexity cannot be computed for a
+model without. Segments, patches, drafts, verification and rollback live inside the model: how many tokens a step
+writes and how large the state is are measured from what comes out, never declared.
+
+Two conventions hold for every codec and model:
+
+- Token 0 is the boundary: it stands between documents and, unread, before the first token of a sequence. A fresh
+  state is the state after a boundary, so the first token of a text is predicted like every other.
+- Batches come first, and all rows of a call have the same number of tokens.
+
+Letters: b batch, t time (tokens), d width, v vocabulary.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import chain
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Generator, Tensor, nn
+
+from archbench.sampling import Sampling, draw
+from archbench.state import State
+
+BOUNDARY = 0
+
+
+class Emission(NamedTuple):
+    """What one decode step wrote.
+
+    Row i wrote `tokens[i, :counts[i]]`; what lies beyond is padding. Every row writes at least one token.
+    """
+
+    tokens: Int[Tensor, "b k"]
+    counts: Int[Tensor, " b"]
+    state: State
+
+
+@dataclass(frozen=True, kw_only=True)
+class Traits:
+    """What a caller must know before calling; every entry is tested against the model's behaviour.
+
+    Attributes:
+        likelihood: the model is a `Likelihood`.
+        stride: a decode step writes a multiple of this many tokens, and prompts are read in such multiples.
+        context_limit: most tokens a state can hold, None for no limit.
+        constant_state: the state's size does not depend on how much was read.
+        lookahead: how many tokens beyond a position the training loss looks at (1 for next-token prediction).
+    """
+
+    likelihood: bool
+    stride: int = 1
+    context_limit: int | None = None
+    constant_state: bool = False
+    lookahead: int = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class ParameterGroup:
+    """Parameters trained with the same multiple of the learning rate and the same weight decay switch."""
+
+    name: str
+    parameters: Sequence[nn.Parameter]
+    lr_scale: float = 1.0
+    weight_decay: bool = True
+
+
+class Batch(NamedTuple):
+    """One training batch. `tokens` are windows of context + lookahead tokens; `progress` in [0, 1) is the share of
+    the phase's budget spent; `generator` is the only source of randomness a loss may use."""
+
+    tokens: Int[Tensor, "b t"]
+    progress: float
+    generator: Generator
+
+
+class Loss(NamedTuple):
+    """The scalar to minimise, and named parts for the log. Parts are detached scalars in the unit they are named in."""
+
+    value: Float[Tensor, ""]
+    parts: Mapping[str, Float[Tensor, ""]] = {}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Phase:
+    """One training problem. The trainer runs the phases in order, giving each its `share` of the cell's budget.
+
+    `groups` are the parameters this phase trains. A phase without groups learns by reading (counts, statistics): its
+    loss is called on every batch and no gradient step follows.
+    """
+
+    name: str
+    share: float
+    groups: Sequence[ParameterGroup]
+    loss: Callable[[Batch], Loss]
+
+
+class SequenceModel(nn.Module, ABC):
+    """A model of token sequences that can be trained, can read and can write."""
+
+    vocab_size: int
+
+    @property
+    def device(self) -> torch.device:
+        return next(chain(self.parameters(), self.buffers())).device
+
+    @abstractmethod
+    def phases(self) -> list[Phase]:
+        """The training problems, in order; shares sum to one."""
+
+    @abstractmethod
+    def initial_state(self, batch_size: int) -> State:
+        """The state of `batch_size` rows that have read nothing."""
+
+    @abstractmethod
+    def prefill(self, tokens: Int[Tensor, "b t"], state: State) -> State:
+        """Reads `tokens` (t >= 0; a multiple of the stride). Gives up `state`.
+
+        Raises:
+            ContextOverflow: the state would hold more than `context_limit` tokens.
+        """
+
+    @abstractmethod
+    def decode_step(self, state: State, sampling: Sampling, generator: Generator | None) -> Emission:
+        """Writes one step. Gives up `state`. What was written counts as read. `generator` may be None when greedy."""
+
+    @abstractmethod
+    def flops(self) -> FlopFormulas:
+        """Analytic FLOPs of training, prefill and decode."""
+
+
+class FlopFormulas(ABC):
+    """FLOPs (a multiply-add is 2) of a model's three kinds of work, from formulas that stand beside the layers.
+
+    Counted are matrix products, attention, convolutions and recurrences; normalisations, activations, softmax and
+    embedding look-ups are free by convention. `causal` weighs the masked half of attention inside one call: 0.5
+    counts only the pairs a causal model needs, 1.0 the full rectangle.
+    """
+
+    @abstractmethod
+    def training(self, context: int, causal: float = 0.5) -> float:
+        """Forward and backward of one window with `context` positions, all phases weighed by their share."""
+
+    @abstractmethod
+    def prefill(self, n: int, context: int = 0, causal: float = 0.5) -> float:
+        """Reading n tokens after `context` tokens."""
+
+    @abstractmethod
+    def decode(self, context: int) -> float:
+        """Writing one step after `context` tokens."""
+
+
+class Likelihood(ABC):
+    """A model that gives every next token a probability."""
+
+    @abstractmethod
+    def score(self, tokens: Int[Tensor, "b t"], state: State) -> tuple[Float[Tensor, "b t v"], State]:
+        """Reads `tokens`, returning for each the log-probabilities (nats, fp32, normalised) of the whole vocabulary
+        just before it was read: entry [:, i] knows the state and tokens[:, :i] only. Gives up `state`; streams."""
+
+
+class AutoregressiveState(NamedTuple):
+    """`pending` is the last token of each row: part of the text, not yet seen by the layers."""
+
+    pending: Int[Tensor, " b"]
+    layers: State
+
+
+class AutoregressiveModel(SequenceModel, Likelihood):
+    """A next-token model given by `initial_layers`, `hidden` and `logits`; the verbs follow from these.
+
+    The newest token waits in the state as `pending` until the next call reads it together with what follows. So one
+    pass over [pending, tokens but the last] yields exactly the predictions of `tokens`, and a decode step is one pass
+    over one token.
+    """
+
+    boundary = BOUNDARY
+    """The token that stands before the first one; imported models bring their own."""
+
+    prefill_chunk = 4096
+    """Longest stretch read in one pass, so that memory does not grow with the prompt beyond the state itself."""
+
+    @abstractmethod
+    def initial_layers(self, batch_size: int) -> State:
+        """The layers' state before anything was read."""
+
+    @abstractmethod
+    def hidden(self, tokens: Int[Tensor, "b t"], layers: State) -> tuple[Float[Tensor, "b t d"], State]:
+        """The last hidden vectors after reading `tokens`, t >= 1. Gives up `layers`."""
+
+    @abstractmethod
+    def logits(self, hidden: Float[Tensor, "*n d"]) -> Float[Tensor, "*n v"]:
+        """Unnormalised log-probabilities of the token that follows each position."""
+
+    def initial_state(self, batch_size: int) -> AutoregressiveState:
+        pending = torch.full((batch_size,), self.boundary, dtype=torch.long, device=self.device)
+        return AutoregressiveState(pending, self.initial_layers(batch_size))
+
+    def prefill(self, tokens: Int[Tensor, "b t"], state: AutoregressiveState) -> AutoregressiveState:
+        for chunk in tokens.split(self.prefill_chunk, dim=1) if tokens.shape[1] else ():
+            inputs = torch.cat([state.pending[:, None], chunk[:, :-1]], dim=1)
+            _, layers = self.hidden(inputs, state.layers)
+            state = AutoregressiveState(chunk[:, -1].clone(), layers)
+        return state
+
+    def score(
+        self, tokens: Int[Tensor, "b t"], state: AutoregressiveState
+    ) -> tuple[Float[Tensor, "b t v"], AutoregressiveState]:
+        if not tokens.shape[1]:
+            return torch.zeros(*tokens.shape, self.vocab_size, device=tokens.device), state
+        inputs = torch.cat([state.pending[:, None], tokens[:, :-1]], dim=1)
+        hidden, layers = self.hidden(inputs, state.layers)
+        log_probs = self.logits(hidden).float().log_softmax(dim=-1)
+        return log_probs, AutoregressiveState(tokens[:, -1].clone(), layers)
+
+    def decode_step(self, state: AutoregressiveState, sampling: Sampling, generator: Generator | None) -> Emission:
+        hidden, layers = self.hidden(state.pending[:, None], state.layers)
+        token = draw(self.logits(hidden[:, -1]), sampling, generator)
+        return Emission(token[:, None], torch.ones_like(token), AutoregressiveState(token, layers))
+
+    def phases(self) -> list[Phase]:
+        groups = decay_groups(self, self.undecayed())
+        return [Phase(name="next_token", share=1.0, groups=groups, loss=self.next_token_loss)]
+
+    def undecayed(self) -> Iterable[nn.Parameter]:
+        """Parameters that weight decay must leave alone whatever their shape (say, the A_log of an SSM)."""
+        return ()
+
+    def next_token_loss(self, batch: Batch) -> Loss:
+        """Mean cross-entropy in nats of predicting each token of the window from those before it."""
+        inputs, targets = batch.tokens[:, :-1], batch.tokens[:, 1:]
+        hidden, _ = self.hidden(inputs, self.initial_layers(inputs.shape[0]))
+        return Loss(F.cross_entropy(self.logits(hidden).float().flatten(0, 1), targets.flatten()))
+
+    @abstractmethod
+    def hidden_flops(self, n: int, context: int, causal: float) -> float:
+        """FLOPs of `hidden` over n tokens of one row after `context` tokens."""
+
+    @abstractmethod
+    def logits_flops(self) -> float:
+        """FLOPs of `logits` for one position."""
+
+    def flops(self) -> FlopFormulas:
+        return _AutoregressiveFlops(self)
+
+
+class _AutoregressiveFlops(FlopFormulas):
+    def __init__(self, model: AutoregressiveModel) -> None:
+        self.model = model
+
+    def training(self, context: int, causal: float = 0.5) -> float:
+        # The backward pass multiplies every matrix twice: once for its input's gradient, once for its own.
+        return 3 * (self.model.hidden_flops(context, 0, causal) + context * self.model.logits_flops())
+
+    def prefill(self, n: int, context: int = 0, causal: float = 0.5) -> float:
+        return self.model.hidden_flops(n, context, causal)
+
+    def decode(self, context: int) -> float:
+        return self.model.hidden_flops(1, context, 1.0) + self.model.logits_flops()
+
+
+def decay_groups(module: nn.Module, undecayed: Iterable[nn.Parameter] = ()) -> list[ParameterGroup]:
+    """The usual two groups: matrices decay; vectors, embeddings and `undecayed` parameters do not."""
+    spared = {id(m.weight) for m in module.modules() if isinstance(m, nn.Embedding)} | {id(p) for p in undecayed}
+    decayed: list[nn.Parameter] = []
+    kept: list[nn.Parameter] = []
+    for parameter in module.parameters():
+        (kept if parameter.ndim < 2 or id(parameter) in spared else decayed).append(parameter)
+    groups = [
+        ParameterGroup(name="matrices", parameters=decayed),
+        ParameterGroup(name="vectors", parameters=kept, weight_decay=False),
+    ]
+    return [group for group in groups if group.parameters]
+
+
+@dataclass(frozen=True, kw_only=True)
+class HFImport:
+    """How Hugging Face checkpoints of one `model_type` become ours.
+
+    Attributes:
+        config: makes our config from the parsed config.json. Raises ConfigError naming what is not supported.
+        weights: renames (and fuses or splits) the checkpoint's tensors into our state dict. Raises
+            CheckpointError for missing, extra or misshapen tensors, by name.
+    """
+
+    config: Callable[[Mapping[str, Any]], Any]
+    weights: Callable[[Any, Mapping[str, Tensor]], dict[str, Tensor]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Architecture:
+    """What an architecture's file exports as `ARCHITECTURE`.
+
+    Attributes:
+        config: a frozen keyword-only dataclass whose first field is `vocab_size`; it refuses impossible values.
+        build: makes the model from a config, drawing initial weights from the generator given (on the meta device:
+            none is needed).
+        traits: what the model of a config promises.
+        paper: the source, as "authors year, title, arXiv number".
+        candidates: configs from small to large for a vocabulary; a size is solved by picking the nearest.
+        published: named configurations of the papers, as the keyword arguments of `config`.
+        hf: imports of Hugging Face checkpoints, by their `model_type`.
+    """
+
+    config: type[Any]
+    build: Callable[[Any, Generator | None], SequenceModel]
+    traits: Callable[[Any], Traits]
+    paper: str
+    candidates: Callable[[int], Iterable[Any]] = field(default=lambda _vocab_size: ())
+    published: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    hf: Mapping[str, HFImport] = field(default_factory=dict)
+
+
+def parameters_of(phase: Phase) -> Iterator[nn.Parameter]:
+    """All parameters that a phase trains."""
+    for group in phase.groups:
+        yield from group.parameters
