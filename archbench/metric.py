@@ -14,7 +14,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 from archbench.codec import Codec
 from archbench.data.corpus import Corpus
@@ -80,6 +80,7 @@ class _Described(ABC):
     settings: ClassVar[type[Any]]
     """A frozen keyword-only dataclass: what a suite may set."""
     quantities: ClassVar[Mapping[str, Quantity]]
+    timed: ClassVar[bool]
 
     def cannot(self, traits: Traits, settings: Any) -> str | None:
         """Why this metric does not exist for a model with these traits; None when it does."""
@@ -90,17 +91,28 @@ class _Described(ABC):
 class Metric(_Described):
     """A metric of one subject that does not mind company on the machine."""
 
+    timed = False
+
     @abstractmethod
     def measure(self, subject: Subject, settings: Any) -> Iterator[Measurement]:
         """Yields measurements of the declared quantities."""
 
 
+class Sample(NamedTuple):
+    """One number in its quantity's unit; `at` adds coordinates to the probe's (which clock, say)."""
+
+    quantity: str
+    value: float
+    at: Mapping[str, Any] = {}
+
+
 @dataclass(frozen=True, kw_only=True)
 class Probe:
-    """Takes one sample per call: quantity name -> number in the quantity's unit. `at` says where on the grid."""
+    """Takes one sample of each of its quantities per call. `at` says where on the grid; probes of different subjects
+    at the same place are interleaved."""
 
     at: Mapping[str, Any]
-    sample: Callable[[], Mapping[str, float]]
+    sample: Callable[[], Sequence[Sample]]
     protocol: str = ""
 
 
@@ -110,6 +122,8 @@ class TimedMetric(_Described):
     `settings` has a field `repeats`: the number of samples taken from each probe, after one warm-up that is thrown
     away.
     """
+
+    timed = True
 
     @abstractmethod
     def probes(self, subject: Subject, settings: Any) -> list[Probe | Measurement]:

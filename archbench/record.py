@@ -32,7 +32,8 @@ class Record:
     """One measured quantity of one cell, with its provenance.
 
     `cell` names what was asked for (architecture, config, data, budget, seed) and is stable across versions of the
-    code; `checkpoint` also depends on the source that trained it. `at` holds the coordinates of the point (context,
+    code; `checkpoint` also depends on the source that trained it; `job` names the (cell, metric, settings, source) whose
+    answer this is, so that a second run knows what is done. `at` holds the coordinates of the point (context,
     batch, state carried or reset, ...). `samples` are the raw observations behind `value`; `along` gives, per
     sample, its position on named axes when the samples form a curve (loss against bytes). `low` and `high` bound
     `value` with confidence `confidence`; both are None when no interval was computed.
@@ -40,6 +41,7 @@ class Record:
 
     suite: str
     run: str
+    job: str
     cell: str
     checkpoint: str
     label: str

@@ -10,11 +10,12 @@ from typing import Any
 from archbench.data.document import Document
 from archbench.errors import DataError, MissingExtra
 
-TEXT_SUFFIXES = frozenset(
+_SUFFIXES = (
     ".txt .text .md .markdown .rst .tex .org .adoc .html .htm .xml .csv .tsv .json .yaml .yml .toml .ini .cfg "
     ".py .pyi .c .h .cc .cpp .hpp .cu .java .kt .scala .js .ts .jsx .tsx .go .rs .rb .php .swift .r .jl .sql .sh "
-    ".pl .lua .hs .ml .el .css .po".split()
+    ".pl .lua .hs .ml .el .css .po"
 )
+TEXT_SUFFIXES = frozenset(_SUFFIXES.split())
 FIELD = "text"
 
 
@@ -77,7 +78,7 @@ def _json_text(where: str, line: bytes) -> bytes:
     except ValueError as error:
         raise DataError(f"{where}: not JSON in UTF-8 ({_first_line(error)})") from error
     if not isinstance(value, dict) or not isinstance(value.get(FIELD), str):
-        found = f"an object with keys {', '.join(value) or '(none)'}" if isinstance(value, dict) else type(value).__name__
+        found = f"keys {', '.join(value) or '(none)'}" if isinstance(value, dict) else type(value).__name__
         raise DataError(f"{where}: found {found}; expected an object with a string under '{FIELD}'")
     return _utf8(where, value[FIELD])
 

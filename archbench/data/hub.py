@@ -39,4 +39,9 @@ def read(argument: str) -> list[Document]:
         ) from error
     if field not in rows.column_names:
         raise DataError(f"{where}: no field '{field}'; this data set has: {', '.join(rows.column_names)}")
-    return [Document(f"{split}:{row}", (text or "").encode()) for row, text in enumerate(rows[field])]
+    documents = []
+    for row, text in enumerate(rows[field]):
+        if not isinstance(text, str):
+            raise DataError(f"{where}: row {row}: '{field}' holds {type(text).__name__}; name a field of strings")
+        documents.append(Document(f"{split}:{row}", text.encode()))
+    return documents

@@ -43,7 +43,7 @@ MIN_CHARACTERS = 200
 FORMAT = "1"  # raise when the extraction changes, so that old caches are not read
 
 
-def read(argument: str = "") -> list[Document]:
+def read() -> list[Document]:
     """The documents, from the cache when it holds these versions. Raises DataError when a package is missing."""
     path = cache_dir() / "pydocs" / f"{_versions_key()}.jsonl"
     kept = read_json(path)
@@ -92,9 +92,7 @@ def _topics() -> list[Document]:
     """pydoc's help texts (`help('LISTS')`)."""
     topics: dict[str, str] = importlib.import_module("pydoc_data.topics").topics
     return [
-        Document(f"topics/{name}", text.encode())
-        for name, text in sorted(topics.items())
-        if len(text) > MIN_CHARACTERS
+        Document(f"topics/{name}", text.encode()) for name, text in sorted(topics.items()) if len(text) > MIN_CHARACTERS
     ]
 
 

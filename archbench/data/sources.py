@@ -32,9 +32,15 @@ class Source:
 
 
 BUILT_IN = {
-    "stdlib": Source(read=stdlib.read, argument="", summary="Python's own sources (code; on every machine)"),
-    "pydocs": Source(read=pydocs.read, argument="", summary="docstrings of Python and of archbench's dependencies"),
-    "books": Source(read=books.read, argument="", summary="nine public-domain novels (`archbench data fetch`)"),
+    "stdlib": Source(
+        read=lambda _: stdlib.read(), argument="", summary="Python's own sources (code; on every machine)"
+    ),
+    "pydocs": Source(
+        read=lambda _: pydocs.read(), argument="", summary="docstrings of Python and of archbench's dependencies"
+    ),
+    "books": Source(
+        read=lambda _: books.read(), argument="", summary="nine public-domain novels (`archbench data fetch`)"
+    ),
     "dir": Source(read=files.read_tree, argument="PATH", summary="the text files below a folder, or one file"),
     "jsonl": Source(read=files.read_jsonl, argument="PATH", summary="one JSON object a line, its key 'text'"),
     "parquet": Source(read=files.read_parquet, argument="PATH", summary="a Parquet file's column 'text'"),

@@ -18,7 +18,7 @@ SKIPPED_FILES = frozenset({"pydoc_data/topics.py"})
 MAX_FILE_BYTES = 400_000
 
 
-def read(argument: str = "") -> list[Document]:
+def read() -> list[Document]:
     """One document a source file, named by its path below the library folder.
 
     Raises DataError when this Python carries no sources.

@@ -1,0 +1,147 @@
+"""Writing text: decode steps until there are enough tokens, and a stream of text with stop strings.
+
+A step may write several tokens and rows may differ in how many (drafts accepted, patches of K). What is written beyond
+the number asked for is cut off.
+
+Letters: b batch, t time, k tokens of one step.
+"""
+
+from __future__ import annotations
+
+import codecs
+from collections.abc import Callable, Collection, Iterator, Sequence
+
+import numpy as np
+import torch
+from jaxtyping import Int
+from torch import Generator, Tensor
+
+from archbench.model import BOUNDARY, SequenceModel
+from archbench.sampling import Sampling
+from archbench.state import State, select_rows
+
+
+def generate(
+    model: SequenceModel,
+    tokens: Int[Tensor, "b t"],
+    n_new: int,
+    sampling: Sampling,
+    generator: Generator | None = None,
+) -> Int[Tensor, "b n_new"]:
+    """The `n_new` tokens that follow each prompt. A model with a stride needs prompts of whole strides: `aligned`.
+
+    Raises:
+        ContextOverflow: prompt and continuation exceed the model's context limit.
+    """
+    with torch.no_grad():
+        state = model.prefill(tokens, model.initial_state(len(tokens)))
+        return continue_from(model, state, len(tokens), n_new, sampling, generator)
+
+
+@torch.no_grad()
+def continue_from(
+    model: SequenceModel,
+    state: State,
+    batch_size: int,
+    n_new: int,
+    sampling: Sampling,
+    generator: Generator | None = None,
+) -> Int[Tensor, "b n_new"]:
+    """The `n_new` tokens that follow each of the `batch_size` rows of `state`. Gives up `state`."""
+    rows = torch.arange(batch_size, device=model.device)
+    written = torch.zeros_like(rows)
+    out = torch.full((len(rows), n_new), BOUNDARY, dtype=torch.long, device=model.device)
+    while n_new > 0:
+        tokens, counts, state = model.decode_step(state, sampling, generator)
+        offset = torch.arange(tokens.shape[1], device=out.device)
+        place = written[rows, None] + offset
+        row, column = ((offset < counts[:, None]) & (place < n_new)).nonzero(as_tuple=True)
+        out[rows[row], place[row, column]] = tokens[row, column]
+        written[rows] += counts
+        going = written[rows] < n_new
+        if not going.any():
+            break
+        if not going.all():  # a row that is done must not run into the context limit while others catch up
+            rows, state = rows[going], select_rows(state, going.nonzero().squeeze(1))
+    return out
+
+
+def aligned(tokens: Int[Tensor, "b t"], stride: int) -> Int[Tensor, "b T"]:
+    """The prompt with boundaries in front, up to a multiple of `stride`: a text begins after a boundary anyway."""
+    missing = -tokens.shape[1] % stride
+    return torch.cat([tokens.new_full((len(tokens), missing), BOUNDARY), tokens], dim=1)
+
+
+def stream(
+    model: SequenceModel,
+    tokens: Int[Tensor, "1 t"],
+    n_new: int,
+    sampling: Sampling,
+    generator: Generator | None,
+    decode: Callable[[np.ndarray], bytes],
+    stop: Sequence[str] = (),
+    stop_tokens: Collection[int] = (),
+) -> Iterator[str]:
+    """The continuation of one prompt as text, piece by piece, each as soon as it is certain.
+
+    It ends after `n_new` tokens, before a token of `stop_tokens`, or before a string of `stop`. `decode` is a codec's:
+    ids to bytes, such that joined ids give joined bytes.
+    """
+    text = TextStream(stop)
+    with torch.no_grad():
+        state = model.prefill(tokens, model.initial_state(1))
+    left = n_new
+    while left > 0 and not text.stopped:
+        with torch.no_grad():  # never across a yield: the switch belongs to the thread, not to this iterator
+            emitted, counts, state = model.decode_step(state, sampling, generator)
+        ids = emitted[0, : min(left, int(counts[0]))].tolist()
+        end = next((place for place, id in enumerate(ids) if id in stop_tokens), None)
+        left = 0 if end is not None else left - len(ids)
+        piece = text.feed(decode(np.array(ids[:end], dtype=np.int64)))
+        if piece:
+            yield piece
+    rest = text.close()
+    if rest:
+        yield rest
+
+
+class TextStream:
+    """Bytes in, text out, at once but never more than is certain.
+
+    Held back are an unfinished UTF-8 character and any ending that may become a stop string. The text ends before the
+    stop string that is complete first (of several complete at once, the longest). Bytes that are no UTF-8 become
+    U+FFFD. How the bytes were cut into pieces makes no difference.
+    """
+
+    def __init__(self, stop: Sequence[str] = ()) -> None:
+        assert all(stop), "an empty stop string would stop before the first byte"
+        self._stops = [string.encode() for string in stop]
+        self._held = b""
+        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        self.stopped = False
+
+    def feed(self, piece: bytes) -> str:
+        """The text that has become certain. After a stop string: nothing more."""
+        if self.stopped:
+            return ""
+        self._held += piece
+        found = [(start + len(stop), start) for stop in self._stops if (start := self._held.find(stop)) >= 0]
+        if found:
+            self.stopped = True
+            sure = min(found)[1]
+        else:
+            sure = len(self._held) - max((_overlap(self._held, stop) for stop in self._stops), default=0)
+        certain, self._held = self._held[:sure], self._held[sure:]
+        return self._decoder.decode(certain)
+
+    def close(self) -> str:
+        """What was held back, now that nothing follows: an unfinished character becomes U+FFFD."""
+        rest = b"" if self.stopped else self._held
+        self._held, self.stopped = b"", True
+        return self._decoder.decode(rest, final=True)
+
+
+def _overlap(text: bytes, stop: bytes) -> int:
+    """Length of the longest ending of `text` that begins `stop` without being the whole of it."""
+    longest = min(len(text), len(stop) - 1)
+    return next((n for n in range(longest, 0, -1) if text.endswith(stop[:n])), 0)

@@ -1,0 +1,1 @@
+"""One file a metric. The file's name is the metric's name; it exports METRIC."""

@@ -1,0 +1,132 @@
+/* Vector lanes and the few functions the kernels need, for scan.c and conv.c, which include this file.
+ *
+ * Lanes hold neighbouring channels. Everything is written with compiler vector types (gcc and clang, any processor), so
+ * there are no intrinsics; only the denormal switch at the end names a processor, and it is optional.
+ * Accuracy of each function is about one unit in the last place of fp32.
+ */
+#include <stddef.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+#if defined(__AVX512F__)
+#define LANES 16
+#elif defined(__AVX__)
+#define LANES 8
+#else
+#define LANES 4
+#endif
+
+typedef float vf __attribute__((vector_size(4 * LANES)));
+typedef int32_t vi __attribute__((vector_size(4 * LANES)));
+
+#define INLINE static inline __attribute__((always_inline))
+#if defined(__clang__)
+#define UNROLL _Pragma("unroll")
+#else
+#define UNROLL _Pragma("GCC unroll 16")
+#endif
+
+INLINE ptrdiff_t at_most(ptrdiff_t a, ptrdiff_t b) { return a < b ? a : b; }
+
+INLINE vf splat(float s) { return s - (vf){0}; }
+
+/* Load or store the first m lanes; the others read as 0. Memory need not be aligned. */
+INLINE vf load(const float *p, ptrdiff_t m) {
+  vf v = {0};
+  if (m >= LANES)
+    memcpy(&v, p, sizeof v);
+  else
+    for (ptrdiff_t l = 0; l < m; l++) v[l] = p[l];
+  return v;
+}
+
+INLINE void store(float *p, vf v, ptrdiff_t m) {
+  if (m >= LANES)
+    memcpy(p, &v, sizeof v);
+  else
+    for (ptrdiff_t l = 0; l < m; l++) p[l] = v[l];
+}
+
+/* Sum of all lanes, always in the same order. */
+INLINE float total(vf v) {
+  float x[LANES];
+  memcpy(x, &v, sizeof v);
+  for (int half = LANES / 2; half > 0; half /= 2)
+    for (int l = 0; l < half; l++) x[l] += x[l + half];
+  return x[0];
+}
+
+/* 2^x for x <= 127. Exactly 0 from x = -126 down, so that a strong decay forgets and leaves no denormal. NaN stays NaN.
+ * Adding 1.5 * 2^23 rounds to the nearest integer and leaves that integer in the low bits, which move to the exponent;
+ * the rest, in [-1/2, 1/2], goes through a minimax polynomial of degree 6 with relative error 2e-9. */
+INLINE vf exp2v(vf x) {
+  const float magic = 12582912.0f;
+  vf r = x + magic;
+  vf f = x - (r - magic);
+  vf p = 1.5353362e-4f * f + 1.3398875e-3f;
+  p = p * f + 9.6184369e-3f;
+  p = p * f + 5.5503324e-2f;
+  p = p * f + 2.4022648e-1f;
+  p = p * f + 6.9314718e-1f;
+  p = p * f + 1.0f;
+  vi bits = (vi)p + ((vi)r << 23);
+  return (vf)(bits & ~(x <= -126.0f));
+}
+
+/* exp(-|x|), in [0, 1]. */
+INLINE vf exp_minus_abs(vf x) { return exp2v((vf)((vi)x & 0x7fffffff) * -1.44269504f); }
+
+INLINE vf choose(vi mask, vf yes, vf no) { return (vf)(((vi)yes & mask) | ((vi)no & ~mask)); }
+
+/* 1 / (1 + exp(-x)), given e = exp(-|x|). */
+INLINE vf logistic(vf x, vf e) {
+  vf above = 1.0f / (1.0f + e);
+  return choose(x >= 0.0f, above, e * above);
+}
+
+/* log(1 + exp(x)) = max(x, 0) + log1p(e), given e = exp(-|x|). log1p(e) = 2 atanh(s) with s = e / (2 + e) <= 1/3, which
+ * keeps its relative accuracy for tiny e; the series in s^2 is minimax with relative error 4e-9. */
+INLINE vf softplus(vf x, vf e) {
+  vf s = e / (2.0f + e), q = s * s;
+  vf p = 0.14089167f * q + 0.13980302f;
+  p = p * q + 0.20012455f;
+  p = p * q + 0.33333158f;
+  p = p * q + 1.0f;
+  return (vf)((vi)x & (x > 0.0f)) + 2.0f * s * p;
+}
+
+/* Flush denormals to zero while a kernel runs: decaying states and gradients pass through them on their way to 0, and
+ * some processors then run ten times slower. The value returned goes back to denormals_restore. */
+INLINE uint64_t denormals_off(void) {
+#if defined(__x86_64__)
+  unsigned int old = __builtin_ia32_stmxcsr();
+  __builtin_ia32_ldmxcsr(old | 0x8040u);
+  return old;
+#elif defined(__aarch64__)
+  uint64_t old;
+  __asm__ volatile("mrs %0, fpcr" : "=r"(old));
+  __asm__ volatile("msr fpcr, %0" : : "r"(old | (1u << 24)));
+  return old;
+#else
+  return 0;
+#endif
+}
+
+INLINE void denormals_restore(uint64_t old) {
+#if defined(__x86_64__)
+  __builtin_ia32_ldmxcsr((unsigned int)old);
+#elif defined(__aarch64__)
+  __asm__ volatile("msr fpcr, %0" : : "r"(old));
+#else
+  (void)old;
+#endif
+}
+
+/* Zeroed scratch, aligned for lanes; NULL when there is no memory. Freed with free(). */
+INLINE void *scratch(size_t bytes) {
+  void *p = NULL;
+  if (posix_memalign(&p, 64, bytes ? bytes : 64)) return NULL;
+  memset(p, 0, bytes);
+  return p;
+}

@@ -1,0 +1,370 @@
+/* Selective scan (Mamba-1), forward and backward, fp32.
+ *
+ *   step  = softplus(dt + dt_bias)
+ *   h[n]  = exp(step A[n]) h[n] + step x B[n]
+ *   y     = (sum_n C[n] h[n] + D x) silu(z)
+ *
+ * One job is one batch row and one group of GROUP channels. Inside a job the outer loop runs over chunks of tokens and the
+ * inner one over blocks of LANES channels, so a chunk's rows stay in cache; inside a block, STATES state indices at a time
+ * keep their h in registers. The forward pass keeps h at the chunk starts only ("starts"); the backward pass
+ * rebuilds one chunk of one block in scratch and sweeps it in reverse. Nothing of size tokens x channels x states exists.
+ *
+ * Jobs never write to the same place and their extent does not depend on the number of threads: sums over channels
+ * (dB, dC) and over rows (dA, dD, ddt_bias) leave here as one partial per job, added up by the caller in a fixed order.
+ * So the result is the same, bit for bit, for any number of threads, and the outputs of a row for any batch.
+ */
+#include "lanes.c"
+
+#define GROUP 256
+#if LANES == 16 || defined(__aarch64__)
+#define STATES 16 /* 32 vector registers */
+#else
+#define STATES 8
+#endif
+#define LOG2E 1.44269504f
+#define LN2 0.69314718f
+
+_Static_assert(sizeof(void *) == 8, "scan_native.py lays these structures out with 8-byte fields");
+
+/* Strided input: row t of batch row b starts at p + b * batch + t * row; its last dimension is contiguous. */
+struct rows {
+  const float *p;
+  int64_t batch, row;
+};
+
+struct scan_args {
+  int64_t n_batch, n_tokens, n_channels, n_states, chunk;
+  struct rows x, dt, z, B, C;             /* z.p may be NULL */
+  const float *A, *D, *dt_bias, *h0;      /* A (d, n); D, dt_bias (d) or NULL; h0 (b, d, n) or NULL */
+  float *y, *h_last, *starts;             /* y (b, t, d); h_last (b, d, n); starts (b, chunks, n, d) or NULL */
+  struct rows gy;                         /* backward: gradient of y, p may be NULL ... */
+  const float *gh;                        /* ... and of h_last (b, d, n), or NULL */
+  float *gx, *gdt, *gz;                   /* (b, t, d) */
+  float *gA, *gh0;                        /* (b, d, n) */
+  float *gB, *gC;                         /* (b, groups, t, n) */
+  float *gD, *gbias;                      /* (b, d) */
+};
+
+int64_t archbench_scan_group(void) { return GROUP; }
+
+/* ---- small pieces ---- */
+
+/* Between (channel, state) rows of the caller and state-major scratch [n][GROUP], times `scale`. */
+static void to_lanes(float *to, const float *from, ptrdiff_t width, ptrdiff_t N, float scale) {
+  for (ptrdiff_t c = 0; c < width; c++)
+    for (ptrdiff_t n = 0; n < N; n++) to[n * GROUP + c] = scale * from[c * N + n];
+}
+
+static void from_lanes(float *to, const float *from, ptrdiff_t width, ptrdiff_t N) {
+  for (ptrdiff_t c = 0; c < width; c++)
+    for (ptrdiff_t n = 0; n < N; n++) to[c * N + n] = from[n * GROUP + c];
+}
+
+INLINE const float *row_of(const struct rows *r, ptrdiff_t b, ptrdiff_t t) { return r->p + b * r->batch + t * r->row; }
+
+/* What one run over some states of one block works on. Rows of B and C are scalars shared by all lanes. */
+struct run {
+  ptrdiff_t steps, B_row, C_row;
+  const vf *step, *input;      /* [t] */
+  const float *A2, *B, *C;     /* A2 is state-major scratch: A times log2(e) */
+  float *h;                    /* state-major scratch, updated */
+  vf *y;                       /* [t], gathers C . h */
+  vf *a_kept, *h_kept;         /* backward only: decays [t][i], states [t + 1][i] with the one before the chunk at 0 */
+};
+
+/* States taken together when `left` remain. */
+INLINE int together(ptrdiff_t left) { return left >= STATES ? STATES : left >= 4 ? 4 : 1; }
+
+INLINE void advance_n(const int count, const int keep, const struct run *r) {
+  vf A[STATES], h[STATES];
+  UNROLL
+  for (int i = 0; i < count; i++) {
+    A[i] = load(r->A2 + i * GROUP, LANES);
+    h[i] = load(r->h + i * GROUP, LANES);
+    if (keep) r->h_kept[i] = h[i];
+  }
+  for (ptrdiff_t t = 0; t < r->steps; t++) {
+    const float *B = r->B + t * r->B_row, *C = r->C + t * r->C_row;
+    const vf step = r->step[t], input = r->input[t];
+    vf y = r->y[t];
+    UNROLL
+    for (int i = 0; i < count; i++) {
+      const vf a = exp2v(step * A[i]);
+      h[i] = a * h[i] + input * B[i];
+      y += h[i] * C[i];
+      if (keep) {
+        r->a_kept[t * count + i] = a;
+        r->h_kept[(t + 1) * count + i] = h[i];
+      }
+    }
+    r->y[t] = y;
+  }
+  UNROLL
+  for (int i = 0; i < count; i++) store(r->h + i * GROUP, h[i], LANES);
+}
+
+/* The recurrence, forward in time. Constant counts let the compiler keep the states in registers. */
+INLINE void advance(int count, const int keep, const struct run *r) {
+  if (count == STATES)
+    advance_n(STATES, keep, r);
+  else if (count == 4)
+    advance_n(4, keep, r);
+  else
+    advance_n(1, keep, r);
+}
+
+/* What the reverse sweep of the same states adds to. */
+struct reverse_run {
+  ptrdiff_t N;
+  const vf *gy;                /* [t], gradient of y before the gate */
+  float *g, *gA;               /* state-major scratch: decay * dL/dh of the token after; dA so far */
+  vf *into_B, *into_A;         /* [t]: sum over states of g B, and of g a h_before A2 */
+  vf *B_sum, *C_sum;           /* [t][N]: lane sums of dB and dC */
+};
+
+INLINE void retreat_n(const int count, const struct run *r, const struct reverse_run *q) {
+  vf A[STATES], g[STATES], gA[STATES];
+  UNROLL
+  for (int i = 0; i < count; i++) {
+    A[i] = load(r->A2 + i * GROUP, LANES);
+    g[i] = load(q->g + i * GROUP, LANES);
+    gA[i] = load(q->gA + i * GROUP, LANES);
+  }
+  for (ptrdiff_t t = r->steps - 1; t >= 0; t--) {
+    const float *B = r->B + t * r->B_row, *C = r->C + t * r->C_row;
+    const vf *a = r->a_kept + t * count, *h = r->h_kept + t * count;
+    vf *B_sum = q->B_sum + t * q->N, *C_sum = q->C_sum + t * q->N;
+    const vf step = r->step[t], input = r->input[t], gy = q->gy[t];
+    vf into_B = q->into_B[t], into_A = q->into_A[t];
+    UNROLL
+    for (int i = 0; i < count; i++) {
+      const vf gh = g[i] + gy * C[i];
+      C_sum[i] += gy * h[count + i];
+      B_sum[i] += gh * input;
+      into_B += gh * B[i];
+      g[i] = gh * a[i];
+      const vf w = g[i] * h[i];
+      into_A += w * A[i];
+      gA[i] += step * w;
+    }
+    q->into_B[t] = into_B;
+    q->into_A[t] = into_A;
+  }
+  UNROLL
+  for (int i = 0; i < count; i++) {
+    store(q->g + i * GROUP, g[i], LANES);
+    store(q->gA + i * GROUP, gA[i], LANES);
+  }
+}
+
+/* The mirrored recurrence, backward in time, over states that `advance` has just kept. */
+INLINE void retreat(int count, const struct run *r, const struct reverse_run *q) {
+  if (count == STATES)
+    retreat_n(STATES, r, q);
+  else if (count == 4)
+    retreat_n(4, r, q);
+  else
+    retreat_n(1, r, q);
+}
+
+/* ---- jobs ---- */
+
+struct place { /* where a job or a block sits */
+  ptrdiff_t b, group, first, width, n_chunks;
+};
+
+static struct place place_of(const struct scan_args *k, int64_t job) {
+  const ptrdiff_t n_groups = (k->n_channels + GROUP - 1) / GROUP;
+  struct place at;
+  at.b = job / n_groups;
+  at.group = job % n_groups;
+  at.first = at.group * GROUP;
+  at.width = at_most(GROUP, k->n_channels - at.first);
+  at.n_chunks = (k->n_tokens + k->chunk - 1) / k->chunk;
+  return at;
+}
+
+/* step, step * x and D * x of one block over a chunk. */
+INLINE void enter_block(const struct scan_args *k, ptrdiff_t b, ptrdiff_t t0, ptrdiff_t steps, ptrdiff_t c, ptrdiff_t m,
+                        vf *step, vf *input, vf *y) {
+  const vf bias = k->dt_bias ? load(k->dt_bias + c, m) : splat(0.0f);
+  const vf skip = k->D ? load(k->D + c, m) : splat(0.0f);
+  for (ptrdiff_t t = 0; t < steps; t++) {
+    const vf x = load(row_of(&k->x, b, t0 + t) + c, m);
+    const vf raw = load(row_of(&k->dt, b, t0 + t) + c, m) + bias;
+    step[t] = softplus(raw, exp_minus_abs(raw));
+    input[t] = step[t] * x;
+    y[t] = skip * x;
+  }
+}
+
+static void forward_job(const struct scan_args *k, int64_t job, float *A2, float *h, vf *step, vf *input, vf *y) {
+  const struct place at = place_of(k, job);
+  const ptrdiff_t N = k->n_states, D = k->n_channels, b = at.b;
+  to_lanes(A2, k->A + at.first * N, at.width, N, LOG2E);
+  if (k->h0)
+    to_lanes(h, k->h0 + (b * D + at.first) * N, at.width, N, 1.0f);
+  else
+    memset(h, 0, sizeof(float) * N * GROUP);
+  for (ptrdiff_t j = 0; j < at.n_chunks; j++) {
+    const ptrdiff_t t0 = j * k->chunk, steps = at_most(k->chunk, k->n_tokens - t0);
+    if (k->starts)
+      for (ptrdiff_t n = 0; n < N; n++)
+        memcpy(k->starts + ((b * at.n_chunks + j) * N + n) * D + at.first, h + n * GROUP, sizeof(float) * at.width);
+    for (ptrdiff_t i = 0; i < at.width; i += LANES) {
+      const ptrdiff_t c = at.first + i, m = at.width - i;
+      enter_block(k, b, t0, steps, c, m, step, input, y);
+      for (ptrdiff_t n = 0, count; n < N; n += count) {
+        const struct run r = {
+            .steps = steps, .B_row = k->B.row, .C_row = k->C.row, .step = step, .input = input, .y = y,
+            .B = row_of(&k->B, b, t0) + n, .C = row_of(&k->C, b, t0) + n,
+            .A2 = A2 + n * GROUP + i, .h = h + n * GROUP + i,
+        };
+        count = together(N - n);
+        advance((int)count, 0, &r);
+      }
+      float *out = k->y + (b * k->n_tokens + t0) * D + c;
+      for (ptrdiff_t t = 0; t < steps; t++, out += D) {
+        vf v = y[t];
+        if (k->z.p) {
+          const vf z = load(row_of(&k->z, b, t0 + t) + c, m);
+          v *= z * logistic(z, exp_minus_abs(z));
+        }
+        store(out, v, m);
+      }
+    }
+  }
+  from_lanes(k->h_last + (b * D + at.first) * N, h, at.width, N);
+}
+
+struct reverse_scratch {
+  float *A2, *h, *g, *gA, *gD, *gbias;
+  vf *step, *input, *y, *gy, *into_B, *into_A, *a_kept, *h_kept, *B_sum, *C_sum;
+};
+
+/* Gradients of one block over one chunk, except the lane sums of dB and dC. */
+static void reverse_block(const struct scan_args *k, const struct place *at, ptrdiff_t j, ptrdiff_t i,
+                          const struct reverse_scratch *w) {
+  const ptrdiff_t N = k->n_states, D = k->n_channels, b = at->b, c = at->first + i, m = at->width - i;
+  const ptrdiff_t t0 = j * k->chunk, steps = at_most(k->chunk, k->n_tokens - t0);
+  const ptrdiff_t offset = (b * k->n_tokens + t0) * D + c;
+  enter_block(k, b, t0, steps, c, m, w->step, w->input, w->y);
+  for (ptrdiff_t t = 0; t < steps; t++) {
+    vf gy = k->gy.p ? load(row_of(&k->gy, b, t0 + t) + c, m) : splat(0.0f);
+    if (k->z.p) {
+      const vf z = load(row_of(&k->z, b, t0 + t) + c, m);
+      gy *= z * logistic(z, exp_minus_abs(z));
+    }
+    w->gy[t] = gy;
+    w->into_B[t] = w->into_A[t] = splat(0.0f);
+  }
+  for (ptrdiff_t n = 0; n < N; n++)
+    store(w->h + n * GROUP + i, load(k->starts + ((b * at->n_chunks + j) * N + n) * D + c, m), LANES);
+  for (ptrdiff_t n = 0, count; n < N; n += count) {
+    const struct run r = {
+        .steps = steps, .B_row = k->B.row, .C_row = k->C.row, .step = w->step, .input = w->input, .y = w->y,
+        .B = row_of(&k->B, b, t0) + n, .C = row_of(&k->C, b, t0) + n,
+        .A2 = w->A2 + n * GROUP + i, .h = w->h + n * GROUP + i, .a_kept = w->a_kept, .h_kept = w->h_kept,
+    };
+    const struct reverse_run q = {
+        .N = N, .gy = w->gy, .g = w->g + n * GROUP + i, .gA = w->gA + n * GROUP + i,
+        .into_B = w->into_B, .into_A = w->into_A, .B_sum = w->B_sum + n, .C_sum = w->C_sum + n,
+    };
+    count = together(N - n);
+    advance((int)count, 1, &r);
+    retreat((int)count, &r, &q);
+  }
+  const vf bias = k->dt_bias ? load(k->dt_bias + c, m) : splat(0.0f);
+  const vf skip = k->D ? load(k->D + c, m) : splat(0.0f);
+  vf gD = load(w->gD + i, LANES), gbias = load(w->gbias + i, LANES);
+  for (ptrdiff_t t = 0; t < steps; t++) {
+    const vf x = load(row_of(&k->x, b, t0 + t) + c, m);
+    const vf raw = load(row_of(&k->dt, b, t0 + t) + c, m) + bias;
+    const vf gdt = (x * w->into_B[t] + LN2 * w->into_A[t]) * logistic(raw, exp_minus_abs(raw));
+    store(k->gx + offset + t * D, w->step[t] * w->into_B[t] + skip * w->gy[t], m);
+    store(k->gdt + offset + t * D, gdt, m);
+    gbias += gdt;
+    gD += w->gy[t] * x;
+    if (k->z.p) {
+      const vf z = load(row_of(&k->z, b, t0 + t) + c, m), s = logistic(z, exp_minus_abs(z));
+      const vf gout = k->gy.p ? load(row_of(&k->gy, b, t0 + t) + c, m) : splat(0.0f);
+      store(k->gz + offset + t * D, gout * w->y[t] * s * (1.0f + z * (1.0f - s)), m);
+    }
+  }
+  store(w->gD + i, gD, LANES);
+  store(w->gbias + i, gbias, LANES);
+}
+
+static void backward_job(const struct scan_args *k, int64_t job, const struct reverse_scratch *w) {
+  const struct place at = place_of(k, job);
+  const ptrdiff_t N = k->n_states, D = k->n_channels, b = at.b, n_groups = (D + GROUP - 1) / GROUP;
+  const size_t states = sizeof(float) * N * GROUP;
+  to_lanes(w->A2, k->A + at.first * N, at.width, N, LOG2E);
+  memset(w->gA, 0, states);
+  memset(w->gD, 0, sizeof(float) * GROUP);
+  memset(w->gbias, 0, sizeof(float) * GROUP);
+  if (k->gh)
+    to_lanes(w->g, k->gh + (b * D + at.first) * N, at.width, N, 1.0f);
+  else
+    memset(w->g, 0, states);
+  for (ptrdiff_t j = at.n_chunks - 1; j >= 0; j--) {
+    const ptrdiff_t t0 = j * k->chunk, steps = at_most(k->chunk, k->n_tokens - t0);
+    memset(w->B_sum, 0, sizeof(vf) * steps * N);
+    memset(w->C_sum, 0, sizeof(vf) * steps * N);
+    for (ptrdiff_t i = 0; i < at.width; i += LANES) reverse_block(k, &at, j, i, w);
+    const ptrdiff_t out = ((b * n_groups + at.group) * k->n_tokens + t0) * N;
+    for (ptrdiff_t e = 0; e < steps * N; e++) {
+      k->gB[out + e] = total(w->B_sum[e]);
+      k->gC[out + e] = total(w->C_sum[e]);
+    }
+  }
+  from_lanes(k->gA + (b * D + at.first) * N, w->gA, at.width, N);
+  from_lanes(k->gh0 + (b * D + at.first) * N, w->g, at.width, N);
+  memcpy(k->gD + b * D + at.first, w->gD, sizeof(float) * at.width);
+  memcpy(k->gbias + b * D + at.first, w->gbias, sizeof(float) * at.width);
+}
+
+/* Run jobs first .. last-1. Return 0, or 1 when there was no memory for the scratch. */
+int64_t archbench_scan_forward(const struct scan_args *k, int64_t first, int64_t last) {
+  const size_t states = sizeof(float) * k->n_states * GROUP;
+  char *room = scratch(2 * states + 3 * sizeof(vf) * k->chunk);
+  if (!room) return 1;
+  vf *step = (vf *)(room + 2 * states);
+  const uint64_t mode = denormals_off();
+  for (int64_t job = first; job < last; job++)
+    forward_job(k, job, (float *)room, (float *)(room + states), step, step + k->chunk, step + 2 * k->chunk);
+  denormals_restore(mode);
+  free(room);
+  return 0;
+}
+
+int64_t archbench_scan_backward(const struct scan_args *k, int64_t first, int64_t last) {
+  const size_t states = (size_t)k->n_states * GROUP, T = k->chunk, N = k->n_states;
+  const size_t n_floats = 4 * states + 2 * GROUP, n_vectors = 6 * T + (2 * T + 1) * STATES + 2 * T * N;
+  float *room = scratch(sizeof(float) * n_floats + sizeof(vf) * n_vectors);
+  if (!room) return 1;
+  vf *v = (vf *)(room + n_floats);
+  const struct reverse_scratch w = {
+      .A2 = room,
+      .h = room + states,
+      .g = room + 2 * states,
+      .gA = room + 3 * states,
+      .gD = room + 4 * states,
+      .gbias = room + 4 * states + GROUP,
+      .step = v,
+      .input = v + T,
+      .y = v + 2 * T,
+      .gy = v + 3 * T,
+      .into_B = v + 4 * T,
+      .into_A = v + 5 * T,
+      .a_kept = v + 6 * T,
+      .h_kept = v + 6 * T + T * STATES,
+      .B_sum = v + 6 * T + (2 * T + 1) * STATES,
+      .C_sum = v + 6 * T + (2 * T + 1) * STATES + T * N,
+  };
+  const uint64_t mode = denormals_off();
+  for (int64_t job = first; job < last; job++) backward_job(k, job, &w);
+  denormals_restore(mode);
+  free(room);
+  return 0;
+}

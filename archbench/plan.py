@@ -1,0 +1,182 @@
+"""Plans: a suite resolved into cells and jobs, before anything runs.
+
+Every (cell, metric) pair is one job: to be measured, or unsupported for a reason the metric gives.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+from archbench import registry, sizes
+from archbench.cell import Budget, Cell, Training, measuring_source
+from archbench.codec import codec_from
+from archbench.data.corpus import Corpus, load_corpus
+from archbench.errors import ConfigError, SuiteError, suggestion
+from archbench.parse import parse
+from archbench.suite import CellEntry, Suite, entries
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """One metric on one cell. `reason` is why it does not exist there; None when it is to be measured."""
+
+    id: str
+    cell: Cell
+    metric: str
+    settings: Any
+    timed: bool
+    reason: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    suite: Suite
+    cells: tuple[Cell, ...]
+    jobs: tuple[Job, ...]
+
+    @property
+    def id(self) -> str:
+        return _digest(sorted(job.id for job in self.jobs))[:8]
+
+
+def make_plan(suite: Suite, only: Sequence[str] = ()) -> Plan:
+    """Resolves a suite. `only` keeps the cells of these labels or architectures.
+
+    Raises:
+        SuiteError: a name, key or value does not exist or is impossible; the message names file and place.
+    """
+    asked = _metric_settings(suite)
+    cells = _only(_cells(suite, list(asked)), only)
+    timed_with = sorted(
+        cell.address for cell in cells for name in cell.metrics if registry.metric(name).timed
+    )  # timed metrics interleave their cells, so their samples belong to that company
+    jobs = []
+    for cell in cells:
+        traits = registry.architecture(cell.architecture).traits(cell.config)
+        for name in cell.metrics:
+            metric, settings = registry.metric(name), asked[name]
+            identity = [cell.address, measuring_source(cell), name, metric.version, dataclasses.asdict(settings)]
+            jobs.append(
+                Job(
+                    id=_digest([*identity, timed_with if metric.timed else None])[:16],
+                    cell=cell,
+                    metric=name,
+                    settings=settings,
+                    timed=metric.timed,
+                    reason=metric.cannot(traits, settings),
+                )
+            )
+    return Plan(suite=suite, cells=tuple(cells), jobs=tuple(jobs))
+
+
+@cache
+def corpus_of(spec: str) -> Corpus:
+    """The corpus, read once a process."""
+    return load_corpus(spec)
+
+
+def _metric_settings(suite: Suite) -> dict[str, Any]:
+    settings = {}
+    for name, given in suite.metrics.items():
+        where = f"{suite.path}: metrics.{name}"
+        settings[name] = parse(_known(where, registry.metric, name).settings, given, where)
+    return settings
+
+
+def _cells(suite: Suite, metrics: list[str]) -> list[Cell]:
+    cells: list[Cell] = []
+    for number, entry in enumerate(entries(suite)):
+        where = f"{suite.path}: cells[{number}]"
+        for metric in entry.metrics or ():
+            if metric not in metrics:
+                raise SuiteError(f"{where}.metrics: '{metric}' is not measured by the suite; {_among(metric, metrics)}")
+        training = _training(suite, entry, where)
+        corpus = corpus_of(entry.corpus or suite.corpus)
+        codec = entry.codec or suite.codec
+        config, size, residual = _config(suite, entry, codec_from(codec, corpus).vocab_size, training.context, where)
+        for seed in suite.seeds:
+            cells.append(
+                Cell(
+                    label=entry.label or registry.label(entry.architecture),
+                    architecture=entry.architecture,
+                    size=size,
+                    config=config,
+                    corpus=entry.corpus or suite.corpus,
+                    corpus_sha256=corpus.sha256,
+                    codec=codec,
+                    seed=seed,
+                    training=training,
+                    metrics=tuple(metrics if entry.metrics is None else entry.metrics),
+                    match=suite.match,
+                    residual=residual,
+                )
+            )
+    _refuse_twins(cells, suite.path)
+    return cells
+
+
+def _training(suite: Suite, entry: CellEntry, where: str) -> Training:
+    data = {**suite.training, **entry.training}
+    place = f"{where}.training" if entry.training else f"{suite.path}: training"
+    data["budget"] = parse(Budget, data.get("budget"), f"{place}.budget")
+    return parse(Training, data, place)
+
+
+def _config(
+    suite: Suite, entry: CellEntry, vocab_size: int, context: int, where: str
+) -> tuple[Any, str, float]:
+    """The architecture's config, the name of its size and how far it is from that size."""
+    architecture = _known(where, registry.architecture, entry.architecture)
+    sized = next(iter(architecture.candidates(vocab_size)), None) is not None
+    size = entry.size or (suite.size if sized else "custom")
+    if size == "custom":
+        return parse(architecture.config, {"vocab_size": vocab_size, **entry.model}, f"{where}.model"), size, 0.0
+    parse_keys = {name: value for name, value in entry.model.items() if name != "vocab_size"}
+    try:
+        solved = sizes.solve(architecture, vocab_size, size, parse_keys, match=suite.match, context=context)
+    except ConfigError as error:
+        raise SuiteError(f"{where}: {error}") from None
+    return solved.config, size, solved.residual
+
+
+def _only(cells: list[Cell], only: Sequence[str]) -> list[Cell]:
+    names = {name for cell in cells for name in (cell.label, cell.architecture)}
+    for name in only:
+        if name not in names:
+            raise SuiteError(f"--only {name}: no such cell in this suite; {_among(name, names)}")
+    return [cell for cell in cells if not only or cell.label in only or cell.architecture in only]
+
+
+def _refuse_twins(cells: list[Cell], path: str) -> None:
+    seen: dict[tuple[str, str], str] = {}
+    for cell in cells:
+        twin = seen.setdefault((cell.name(), cell.codec), cell.key)
+        if twin != cell.key:
+            raise SuiteError(f"{path}: two different cells are called '{cell.name()}'; give them labels of their own")
+
+
+def _known(where: str, look_up: Any, name: str) -> Any:
+    try:
+        return look_up(name)
+    except ConfigError as error:
+        raise SuiteError(f"{where}: {error}") from None
+
+
+def _among(found: str, allowed: Any) -> str:
+    return suggestion(found, allowed)
+
+
+def _digest(data: Any) -> str:
+    return hashlib.sha256(json.dumps(data, sort_keys=True, default=_plain).encode()).hexdigest()
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return dict(value)
+    raise TypeError(f"{type(value).__name__} in the identity of a job: settings must be plain data")

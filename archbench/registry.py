@@ -1,0 +1,96 @@
+"""Finds architectures and metrics by name: our own files, and what other packages register.
+
+A file in `archbench/architectures` or `archbench/metrics` is found by existing; its name is the architecture's or
+metric's name. Other packages use the entry-point groups `archbench.architectures` and `archbench.metrics` and get the
+same treatment. While an architecture is being written, the path of its .py file serves as its name.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import pkgutil
+import sys
+from functools import cache
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from archbench.errors import ConfigError, suggestion
+
+if TYPE_CHECKING:
+    from archbench.metric import Metric, TimedMetric
+    from archbench.model import Architecture
+
+
+def architectures() -> list[str]:
+    """Names of all architectures there are, without importing any."""
+    return _names("architectures")
+
+
+def metrics() -> list[str]:
+    """Names of all metrics there are, without importing any."""
+    return _names("metrics")
+
+
+@cache
+def architecture(name: str) -> Architecture:
+    """The architecture of that name, or the one that the .py file of that path exports as ARCHITECTURE.
+
+    Raises:
+        ConfigError: there is none, or its file or package cannot be imported.
+    """
+    return _found("architectures", name, "ARCHITECTURE")
+
+
+@cache
+def metric(name: str) -> Metric | TimedMetric:
+    """The metric of that name. Raises ConfigError when there is none."""
+    return _found("metrics", name, "METRIC")
+
+
+def source_file(architecture_name: str) -> Path:
+    """The file that defines an architecture, for hashing what a checkpoint was trained by."""
+    build = architecture(architecture_name).build
+    return Path(sys.modules[build.__module__].__file__ or "")
+
+
+def label(name: str) -> str:
+    """A short name for tables: the name itself, or the stem of a path."""
+    return Path(name).stem if name.endswith(".py") else name
+
+
+def _own(kind: str) -> dict[str, str]:
+    package = importlib.import_module(f"archbench.{kind}")
+    return {info.name: f"{package.__name__}.{info.name}" for info in pkgutil.iter_modules(package.__path__)}
+
+
+def _names(kind: str) -> list[str]:
+    return sorted({*_own(kind), *(point.name for point in entry_points(group=f"archbench.{kind}"))})
+
+
+def _found(kind: str, name: str, export: str) -> Any:
+    own = _own(kind)
+    points = {point.name: point for point in entry_points(group=f"archbench.{kind}")}
+    try:
+        if name in own:
+            return getattr(importlib.import_module(own[name]), export)
+        if name in points:
+            return points[name].load()
+        if name.endswith(".py"):
+            return getattr(_module_at(Path(name)), export)
+    except (ImportError, AttributeError, SyntaxError) as error:
+        raise ConfigError(f"{kind}: {name} cannot be imported ({type(error).__name__}: {error})") from error
+    raise ConfigError(f"{kind}: '{name}' is not known; {suggestion(name, {*own, *points})}")
+
+
+def _module_at(path: Path) -> Any:
+    if not path.is_file():
+        raise ConfigError(f"{path}: no such file; give the path of a Python file that defines ARCHITECTURE")
+    name = f"archbench_file_{path.stem}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses look their module up while it is being executed
+    spec.loader.exec_module(module)
+    return module

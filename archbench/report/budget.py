@@ -1,0 +1,117 @@
+"""What the architectures were given, and how equal it was.
+
+Each axis answers another question (per parameter, per training FLOP, per byte of text, ...). A comparison ranks only
+along an axis on which the rows agree within five per cent; every residual is printed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from archbench.report.evidence import Evidence, Finding, Row, known
+
+TOLERANCE = 0.05
+"""Largest relative deviation from the first row that still counts as matched."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Axis:
+    """`declared` axes are what a budget fixes before training; the others are outcomes, which need not be equal."""
+
+    name: str
+    declared: bool
+
+
+PARAMETERS = Axis(name="parameters", declared=True)
+NON_EMBEDDING = Axis(name="non-embedding parameters", declared=False)
+TRAINING_BYTES = Axis(name="training bytes", declared=True)
+TRAINING_FLOPS = Axis(name="training FLOPs", declared=True)
+FLOPS_PER_BYTE = Axis(name="training FLOPs per byte", declared=False)
+STATE = Axis(name="state bytes", declared=False)
+WALL = Axis(name="training wall-clock", declared=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """One row on one axis. `deviation` is value / first row's value - 1; None where one of the two is missing."""
+
+    row: Row
+    axis: Axis
+    finding: Finding
+    deviation: float | None
+
+    @property
+    def matched(self) -> bool:
+        return self.deviation is not None and abs(self.deviation) <= TOLERANCE
+
+
+@dataclass(frozen=True, kw_only=True)
+class AxisMatch:
+    """All rows of one arena on one axis; `note` says at which point of the grid, where that matters."""
+
+    axis: Axis
+    entries: tuple[Entry, ...]
+    note: str = ""
+
+    @property
+    def matched(self) -> bool:
+        return all(entry.matched for entry in self.entries)
+
+    @property
+    def mismatch(self) -> float | None:
+        """The largest deviation from the first row, or None where a value is missing."""
+        found = [entry.deviation for entry in self.entries if entry.deviation is not None]
+        return max(found, key=abs) if len(found) == len(self.entries) else None
+
+
+def training_bytes(evidence: Evidence, row: Row) -> Finding:
+    """The bytes of text read in training, all phases together: where the loss curve ends."""
+    ends = [r.along["bytes"][-1] for r in evidence.records_of(row, "training", "loss") if r.along.get("bytes")]
+    if ends:
+        return Finding(value=max(ends), unit="B", n=len(ends), seeds=len(row.seeds))
+    return evidence.missing(row, "training", "bytes") if not evidence.series(row, "training", "loss") else Finding(
+        reason=f"the loss curve of {row.name} has no byte positions", status="absent"
+    )
+
+
+def largest_shared_context(evidence: Evidence, rows: list[Row]) -> int | None:
+    """The largest context at which every row that has a state size at all has one."""
+    contexts = [
+        {finding.coordinates.get("context") for finding in evidence.series(row, "cost", "state_bytes")} for row in rows
+    ]
+    shared = set.intersection(*(c for c in contexts if c)) - {None} if any(contexts) else set()
+    return max((int(context) for context in shared if context is not None), default=None)
+
+
+def budget(evidence: Evidence, rows: list[Row]) -> list[AxisMatch]:
+    """The match of all axes among the rows of one arena; the first row is what the others are held against."""
+    context = largest_shared_context(evidence, rows)
+    at = {} if context is None else {"context": context}
+    state_note = "" if context is None else f"at {context} tokens"
+    plans = [
+        (PARAMETERS, [evidence.find(row, "cost", "parameters", kind="total") for row in rows], ""),
+        (NON_EMBEDDING, [evidence.find(row, "cost", "parameters", kind="non_embedding") for row in rows], ""),
+        (TRAINING_BYTES, [training_bytes(evidence, row) for row in rows], ""),
+        (TRAINING_FLOPS, [evidence.find(row, "training", "flops") for row in rows], ""),
+        (FLOPS_PER_BYTE, [evidence.find(row, "cost", "training_flops_per_byte") for row in rows], ""),
+        (STATE, [evidence.find(row, "cost", "state_bytes", **at) for row in rows], state_note),
+        (WALL, [evidence.find(row, "training", "seconds") for row in rows], ""),
+    ]
+    return [_match(axis, rows, findings, note) for axis, findings, note in plans]
+
+
+def _match(axis: Axis, rows: list[Row], findings: list[Finding], note: str) -> AxisMatch:
+    first = findings[0].value
+
+    def deviation(finding: Finding) -> float | None:
+        if first is None or finding.value is None:
+            return None
+        if first == 0:
+            return 0.0 if finding.value == 0 else None
+        return known(finding) / first - 1
+
+    entries = tuple(
+        Entry(row=row, axis=axis, finding=finding, deviation=deviation(finding))
+        for row, finding in zip(rows, findings, strict=True)
+    )
+    return AxisMatch(axis=axis, entries=entries, note=note)

@@ -1,0 +1,215 @@
+"""The work of a run, as functions of plain data: train a cell and measure it, or time several cells together.
+
+Run as `python -m archbench.worker` it reads one JSON task from its standard input and writes events as JSON lines to
+its standard output; when its input closes, its parent is gone, and it ends at once. The same functions serve the
+in-process executor and remote ones.
+
+Events: {"event": "progress" | "trained" | "measured" | "failed" | "notice" | "done", ...}.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+import signal
+import sys
+import threading
+import traceback
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from archbench import checkpoint, registry
+from archbench.cell import Cell
+from archbench.codec import codec_from
+from archbench.data.windows import Windows, tokenize
+from archbench.environment import describe
+from archbench.errors import ArchbenchError, CheckpointError
+from archbench.metric import Measurement, Subject
+from archbench.ops import backends
+from archbench.parse import parse
+from archbench.plan import corpus_of
+from archbench.timing import interleave
+from archbench.train import Progress, train
+
+Emit = Callable[[dict[str, Any]], None]
+
+
+def work(task: dict[str, Any], emit: Emit) -> None:
+    """Does one task. What goes wrong inside a cell or metric becomes a "failed" event, never an exception."""
+    torch.set_num_threads(task["threads"])
+    if task["kind"] == "cell":
+        _train_and_measure(task, emit)
+    else:
+        _time_together(task, emit)
+    emit({"event": "done"})
+
+
+def _train_and_measure(task: dict[str, Any], emit: Emit) -> None:
+    cell = Cell.from_dict(task["cell"])
+    folder = Path(task["checkpoints"]) / cell.address
+    jobs = task["jobs"]
+    try:
+        _train(cell, folder, task, emit)
+        subject = _subject(cell, folder, task["device"])
+    except Exception as error:
+        for job in jobs:
+            emit({"event": "failed", "job": job["id"], "reason": _reason(error)})
+        return
+    for job in jobs:
+        try:
+            metric = registry.metric(job["metric"])
+            settings = parse(metric.settings, job["settings"], f"metrics.{job['metric']}")
+            found = list(metric.measure(subject, settings))  # type: ignore[union-attr]
+        except Exception as error:
+            emit({"event": "failed", "job": job["id"], "reason": _reason(error)})
+        else:
+            emit(_measured(job["id"], found))
+
+
+def _train(cell: Cell, folder: Path, task: dict[str, Any], emit: Emit) -> None:
+    if checkpoint.is_complete(folder):
+        return
+    architecture = registry.architecture(cell.architecture)
+    corpus = corpus_of(cell.corpus)
+    if corpus.sha256 != cell.corpus_sha256:
+        raise CheckpointError(
+            f"corpus {cell.corpus}: has changed since the run was planned ({corpus.sha256[:12]} instead of "
+            f"{cell.corpus_sha256[:12]}); run the suite again"
+        )
+    codec = codec_from(cell.codec, corpus)
+    stream = tokenize(corpus.train, codec, seed=cell.seed)
+    windows = Windows(stream, cell.training.context, cell.training.batch, cell.seed)
+    model = architecture.build(cell.config, torch.Generator().manual_seed(cell.seed)).to(_device(task["device"]))
+
+    def notify(progress: Progress) -> None:
+        emit({"event": "progress", "cell": cell.address, **dataclasses.asdict(progress)})
+
+    history = train(
+        model,
+        windows,
+        cell.training,
+        lookahead=architecture.traits(cell.config).lookahead,
+        seed=cell.seed,
+        folder=folder,
+        notify=notify,
+        save_every_s=task["save_every_s"],
+    )
+    checkpoint.save_complete(folder, model, cell, codec, history)
+    emit({"event": "trained", "cell": cell.address})
+
+
+def _time_together(task: dict[str, Any], emit: Emit) -> None:
+    for group in task["groups"]:
+        metric = registry.metric(group["metric"])
+        settings = parse(metric.settings, group["settings"], f"metrics.{group['metric']}")
+        subjects = {}
+        for job in group["jobs"]:
+            cell = Cell.from_dict(job["cell"])
+            try:
+                subjects[job["id"]] = _subject(cell, Path(task["checkpoints"]) / cell.address, task["device"])
+            except Exception as error:
+                emit({"event": "failed", "job": job["id"], "reason": _reason(error)})
+
+        def notify(done: float, name: str = group["metric"]) -> None:
+            emit({"event": "timing", "metric": name, "done": done})
+
+        for job_id, outcome in interleave(metric, subjects, settings, notify).items():  # type: ignore[arg-type]
+            if isinstance(outcome, Exception):
+                emit({"event": "failed", "job": job_id, "reason": _reason(outcome)})
+            else:
+                emit(_measured(job_id, outcome))
+
+
+def _subject(cell: Cell, folder: Path, device: str) -> Subject:
+    model, _, codec, history = checkpoint.load_complete(folder, _device(device))
+    return Subject(
+        label=cell.label,
+        architecture=cell.architecture,
+        config=cell.config,
+        model=model,
+        traits=registry.architecture(cell.architecture).traits(cell.config),
+        codec=codec,
+        corpus=corpus_of(cell.corpus),
+        history=history,
+        context=cell.training.context,
+        batch=cell.training.batch,
+        seed=cell.seed,
+        folder=folder,
+    )
+
+
+def _device(wish: str) -> torch.device:
+    if wish == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.device(wish)
+
+
+def _measured(job_id: str, found: list[Measurement]) -> dict[str, Any]:
+    return {
+        "event": "measured",
+        "job": job_id,
+        "measurements": [_plain(measurement) for measurement in found],
+        "backend": backends.in_use(),
+        "environment": {**describe(), "threads": torch.get_num_threads()},
+    }
+
+
+def _plain(measurement: Measurement) -> dict[str, Any]:
+    """As JSON can hold it; a value that is not finite becomes a reason."""
+    data = dataclasses.asdict(measurement)
+    for name in ("value", "low", "high"):
+        if data[name] is not None:
+            data[name] = float(data[name])
+    if data["value"] is not None and not math.isfinite(data["value"]):
+        data["reason"] = f"not finite: {data['value']}"
+        data["value"] = data["low"] = data["high"] = None
+    data["samples"] = [float(sample) for sample in data["samples"] if math.isfinite(sample)]
+    data["along"] = {name: [float(x) for x in positions] for name, positions in data["along"].items()}
+    return data
+
+
+def _reason(error: Exception) -> str:
+    """One line for people; a traceback goes to the log, unless the error is one of ours and says all."""
+    if isinstance(error, ArchbenchError):
+        return str(error)
+    traceback.print_exception(error, file=sys.stderr)
+    place = traceback.extract_tb(error.__traceback__)[-1] if error.__traceback__ else None
+    where = f" at {Path(place.filename).name}:{place.lineno}" if place else ""
+    first_line = (str(error).splitlines() or ["no message"])[0]
+    return f"{type(error).__name__}{where}: {first_line}"
+
+
+def main() -> None:
+    """The process's entry: task in, events out."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what an interrupt means
+    out = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # stray prints must not mix with events
+    lock = threading.Lock()
+
+    def emit(event: dict[str, Any]) -> None:
+        with lock:
+            out.write(json.dumps(event, allow_nan=False) + "\n")
+            out.flush()
+
+    def show(message: Warning | str, *_: Any, **__: Any) -> None:
+        emit({"event": "notice", "text": str(message)})
+
+    warnings.showwarning = show  # type: ignore[assignment]
+    task = json.loads(sys.stdin.readline())
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    work(task, emit)
+
+
+def _end_with_parent() -> None:
+    sys.stdin.read()
+    os._exit(1)
+
+
+if __name__ == "__main__":
+    main()
