@@ -24,7 +24,8 @@ Precision = Literal["auto", "fp32", "bf16-mixed"]
 
 _PACKAGE = Path(__file__).resolve().parent
 _TRAINED_BY = (
-    "model.py", "state.py", "layers.py", "sampling.py", "codec.py", "train.py", "ops/**/*.py", "ops/**/*.c", "data/*.py",
+    "model.py", "state.py", "layers.py", "sampling.py", "codec.py", "train.py", "ops/**/*.py", "ops/**/*.c",
+    "data/*.py",
 )  # fmt: skip
 _MEASURED_BY = ("stats.py", "flops.py", "roofline.py", "generation.py", "metric.py", "metrics/*.py", "history.py")
 

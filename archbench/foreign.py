@@ -14,6 +14,10 @@ from torch import Tensor
 from archbench.errors import CheckpointError, ConfigError
 
 Options = Mapping[str, Any]
+"""A parsed config.json, or a part of it."""
+
+Sources = dict[str, dict[str, tuple[int, ...]]]
+"""Per tensor of ours, the names and shapes of theirs that make it, stacked along the first axis."""
 
 
 def integer(options: Options, key: str, default: int | None = None) -> int:
@@ -58,33 +62,33 @@ def boundary_token(options: Options, vocab_size: int) -> int:
     return token
 
 
-def check_tensors(
+def rename(
     found: Mapping[str, Tensor],
-    expected: Mapping[str, tuple[int, ...]],
+    sources: Sources,
     *,
     copies: Mapping[str, str] | None = None,
     unused: Collection[str] = (),
-) -> None:
-    """Refuses a checkpoint that is not exactly the tensors `expected`, by name and shape.
+) -> dict[str, Tensor]:
+    """The tensors of a checkpoint under our names; refuses one that does not hold exactly these.
 
     Args:
         copies: tensors that may be left out and must else equal the tensor they are mapped to (tied weights).
         unused: tensors that may be there and hold nothing that is needed.
 
     Raises:
-        CheckpointError: names the first tensor that is missing, left over or misshapen.
+        CheckpointError: names the first tensor that is missing, misshapen, left over or an unequal copy.
     """
     copies = copies or {}
+    expected = {name: shape for pieces in sources.values() for name, shape in pieces.items()}
     for name, shape in expected.items():
         if name not in found:
             raise CheckpointError(f"tensor {name}: missing; the config asks for one of shape {list(shape)}")
         if tuple(found[name].shape) != shape:
-            raise CheckpointError(
-                f"tensor {name}: shape {list(found[name].shape)}; the config asks for {list(shape)}"
-            )
+            raise CheckpointError(f"tensor {name}: shape {list(found[name].shape)}; the config asks for {list(shape)}")
     for name in found:
         if name not in expected and name not in copies and name not in unused:
-            raise CheckpointError(f"tensor {name}: unknown; this kind of model with this config has no such tensor")
+            raise CheckpointError(f"tensor {name}: unknown; a model of this kind and config has no such tensor")
     for copy, original in copies.items():
         if copy in found and not torch.equal(found[copy], found[original]):
             raise CheckpointError(f"tensor {copy}: differs from {original}, but the config ties the two")
+    return {own: torch.cat([found[name] for name in pieces]) for own, pieces in sources.items()}

@@ -62,4 +62,4 @@ class History:
             data = json.loads(text)
             return cls(**{**data, "points": [Point(**point) for point in data["points"]]})
         except (ValueError, TypeError, KeyError) as error:
-            raise CheckpointError(f"{where}: not a training history ({error}); delete its folder and run again") from None
+            raise CheckpointError(f"{where}: not a history ({error}); delete its folder and run again") from None

@@ -117,8 +117,7 @@ def _cells(suite: Suite, metrics: list[str]) -> list[Cell]:
                     residual=residual,
                 )
             )
-    _refuse_twins(cells, suite.path)
-    return cells
+    return _distinct(cells, suite.path)
 
 
 def _training(suite: Suite, entry: CellEntry, where: str) -> Training:
@@ -128,18 +127,16 @@ def _training(suite: Suite, entry: CellEntry, where: str) -> Training:
     return parse(Training, data, place)
 
 
-def _config(
-    suite: Suite, entry: CellEntry, vocab_size: int, context: int, where: str
-) -> tuple[Any, str, float]:
+def _config(suite: Suite, entry: CellEntry, vocab_size: int, context: int, where: str) -> tuple[Any, str, float]:
     """The architecture's config, the name of its size and how far it is from that size."""
     architecture = _known(where, registry.architecture, entry.architecture)
     sized = next(iter(architecture.candidates(vocab_size)), None) is not None
-    size = entry.size or (suite.size if sized else "custom")
+    size = (entry.size or suite.size) if sized or entry.size in architecture.published else "custom"
     if size == "custom":
         return parse(architecture.config, {"vocab_size": vocab_size, **entry.model}, f"{where}.model"), size, 0.0
     parse_keys = {name: value for name, value in entry.model.items() if name != "vocab_size"}
     try:
-        solved = sizes.solve(architecture, vocab_size, size, parse_keys, match=suite.match, context=context)
+        solved = sizes.solve(architecture, vocab_size, size, parse_keys, axis=suite.match, context=context)
     except ConfigError as error:
         raise SuiteError(f"{where}: {error}") from None
     return solved.config, size, solved.residual
@@ -153,12 +150,18 @@ def _only(cells: list[Cell], only: Sequence[str]) -> list[Cell]:
     return [cell for cell in cells if not only or cell.label in only or cell.architecture in only]
 
 
-def _refuse_twins(cells: list[Cell], path: str) -> None:
-    seen: dict[tuple[str, str], str] = {}
+def _distinct(cells: list[Cell], path: str) -> list[Cell]:
+    """The cells without repetitions, as when a grid over sizes meets an architecture that has none.
+
+    Raises:
+        SuiteError: two cells differ and cannot be told apart by name.
+    """
+    seen: dict[tuple[str, str], Cell] = {}
     for cell in cells:
-        twin = seen.setdefault((cell.name(), cell.codec), cell.key)
-        if twin != cell.key:
+        twin = seen.setdefault((cell.name(), cell.codec), cell)
+        if twin.key != cell.key:
             raise SuiteError(f"{path}: two different cells are called '{cell.name()}'; give them labels of their own")
+    return list(seen.values())
 
 
 def _known(where: str, look_up: Any, name: str) -> Any:

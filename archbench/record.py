@@ -32,8 +32,8 @@ class Record:
     """One measured quantity of one cell, with its provenance.
 
     `cell` names what was asked for (architecture, config, data, budget, seed) and is stable across versions of the
-    code; `checkpoint` also depends on the source that trained it; `job` names the (cell, metric, settings, source) whose
-    answer this is, so that a second run knows what is done. `at` holds the coordinates of the point (context,
+    code; `checkpoint` also depends on the source that trained it; `job` names the (cell, metric, settings, source)
+    whose answer this is, so that a second run knows what is done. `at` holds the coordinates of the point (context,
     batch, state carried or reset, ...). `samples` are the raw observations behind `value`; `along` gives, per
     sample, its position on named axes when the samples form a curve (loss against bytes). `low` and `high` bound
     `value` with confidence `confidence`; both are None when no interval was computed.
@@ -138,11 +138,12 @@ class RecordFile:
             os.fsync(file.fileno())
 
     def __iter__(self) -> Iterator[Record]:
-        return iter(read(self.path)) if self.path.exists() else iter(())
+        return iter(read(self.path)) if self.path.exists() and self.path.stat().st_size else iter(())
 
 
 def read(path: str | Path) -> list[Record]:
-    """Reads the records of a results file, or of the newest run in a results folder.
+    """Reads the records of a results file, or of the newest run in a results folder. A failure that a later try of
+    the same job mended is left out.
 
     Raises:
         RecordError: nothing is there, or a line is damaged (the message names file and line).
@@ -158,7 +159,8 @@ def read(path: str | Path) -> list[Record]:
         records.append(from_json(line, f"{file}:{number}"))
     if not records:
         raise RecordError(f"{file}: holds no records yet; run the suite with `archbench run`")
-    return records
+    answered = {record.job for record in records if record.status != "failed"}
+    return [record for record in records if record.status != "failed" or record.job not in answered]
 
 
 def newest(path: Path) -> Path:

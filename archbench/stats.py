@@ -67,10 +67,10 @@ def bootstrap_mean(
 
 def resampled_ratios(
     numerators: ArrayLike, denominators: ArrayLike, n_resamples: int = RESAMPLES, seed: int = 0
-) -> Float64[np.ndarray, "r *k"]:
+) -> Float64[np.ndarray, "r ..."]:
     """The ratio in each of r draws of c clusters with replacement.
 
-    `numerators` [c, *k] may hold several quantities of the same clusters: all see the same draws, so that functions of
+    `numerators` [c, ...] may hold several quantities of the same clusters: all see the same draws, so that functions of
     them (a product, a difference) have the right spread. `denominators` [c] are above 0.
     """
     numerators = np.asarray(numerators, dtype=np.float64)

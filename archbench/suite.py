@@ -12,8 +12,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from archbench import registry
 from archbench.errors import SuiteError, suggestion
 from archbench.parse import parse, read_yaml
+
+_NAMED = ("size", "label")
+"""Grid keys that tell cells apart in tables by themselves; the others are added to the label."""
 
 _PACKAGE = Path(__file__).resolve().parent
 
@@ -117,11 +121,14 @@ def entries(suite: Suite) -> list[CellEntry]:
             data = {**raw, "grid": {}}
             for key, value in point.items():
                 set_dotted(data, key, value, f"{where}.grid.{key}")
+            told_apart = [f"{key.split('.')[-1]}={value}" for key, value in point.items() if key not in _NAMED]
+            if told_apart and "label" not in point:
+                data["label"] = " ".join([entry.label or registry.label(entry.architecture), *told_apart])
             expanded.append(parse(CellEntry, data, where))
     return expanded
 
 
-def set_dotted(data: dict[str, Any], key: str, value: Any, where: str) -> None:
+def set_dotted(data: dict[str, Any] | list[Any], key: str, value: Any, where: str) -> None:
     """Sets data[a][b][c] for the key "a.b.c", making mappings on the way and copying those it changes. A number
     indexes a list."""
     head, _, rest = key.partition(".")
@@ -141,7 +148,7 @@ def set_dotted(data: dict[str, Any], key: str, value: Any, where: str) -> None:
         raise SuiteError(f"{where}: '{head}' holds {inner!r}, which has no keys")
     copied = list(inner) if isinstance(inner, list) else dict(inner)
     holder[index] = copied
-    set_dotted(copied, rest, value, where)  # type: ignore[arg-type]
+    set_dotted(copied, rest, value, where)
 
 
 def _combinations(grid: Mapping[str, list[Any]], where: str) -> list[dict[str, Any]]:

@@ -49,9 +49,7 @@ def interleave(
     return outcomes
 
 
-def _at_one_place(
-    probes: list[tuple[str, Probe]], repeats: int, outcomes: Mapping[str, Outcome]
-) -> dict[str, Outcome]:
+def _at_one_place(probes: list[tuple[str, Probe]], repeats: int, outcomes: Mapping[str, Outcome]) -> dict[str, Outcome]:
     """The outcomes of the probes' subjects with this place added."""
     taken: dict[str, list[list[Sample]]] = {key: [] for key, _ in probes}
     broken: dict[str, Exception] = {

@@ -86,8 +86,8 @@ def train(
 ) -> History:
     """Trains `model` in place until its budget is spent and returns the log.
 
-    `lookahead` is the model's trait: windows are that many tokens longer than the context. `folder` receives partial checkpoints, at most one each `save_every_s` seconds of training; a partial checkpoint
-    found there is continued.
+    `lookahead` is the model's trait: windows are that many tokens longer than the context. `folder` receives partial
+    checkpoints, at most one each `save_every_s` seconds of training; a partial checkpoint found there is continued.
 
     Raises:
         TrainingError: the loss or a gradient is not finite; the message names phase and step.
@@ -202,9 +202,7 @@ class _Trainer:
 
     def _log(self, phase: Phase, mean: _Mean, rate: float, spent: float) -> None:
         parts = {name: total / mean.n for name, total in mean.parts.items()}
-        point = Point(
-            phase=phase.name, loss=mean.loss / mean.n, learning_rate=rate, parts=parts, **asdict(self.totals)
-        )
+        point = Point(phase=phase.name, loss=mean.loss / mean.n, learning_rate=rate, parts=parts, **asdict(self.totals))
         self.history.points.append(point)
         seconds = self.totals.seconds
         self.notify(
@@ -294,9 +292,7 @@ def autocast(precision: str, device: torch.device) -> contextlib.AbstractContext
     return contextlib.nullcontext()
 
 
-def choose_precision(
-    wish: Precision, model: SequenceModel, phase: Phase, tokens: Tensor
-) -> tuple[str, str]:
+def choose_precision(wish: Precision, model: SequenceModel, phase: Phase, tokens: Tensor) -> tuple[str, str]:
     """The precision to train in, and why. "auto" times forward and backward in both, in alternating pairs."""
     if wish != "auto":
         return wish, "set in the suite"

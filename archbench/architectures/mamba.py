@@ -23,18 +23,20 @@ Letters: b batch, t time, d width, D inner width ("c" in shapes), n state size, 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from functools import cache
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Generator, Tensor, nn
 
-from archbench.errors import ConfigError
+from archbench.errors import CheckpointError, ConfigError
+from archbench.foreign import Sources, boundary_token, integer, number, only, rename
 from archbench.layers import Embedding, Linear, RMSNorm
-from archbench.model import Architecture, AutoregressiveModel, Traits
+from archbench.model import Architecture, AutoregressiveModel, HFImport, Traits
 from archbench.ops.conv import causal_conv
 from archbench.ops.scan import selective_scan
 
@@ -64,6 +66,8 @@ class MambaConfig:
             raise ConfigError(f"mamba.d_conv: {self.d_conv}; must be at least 2")
         if not 0 < self.dt_min < self.dt_max:
             raise ConfigError(f"mamba.dt_min: {self.dt_min}; must lie between 0 and dt_max {self.dt_max}")
+        if not 0 <= self.boundary < self.vocab_size:
+            raise ConfigError(f"mamba.boundary: {self.boundary}; must lie in [0, {self.vocab_size})")
 
     @property
     def d_inner(self) -> int:
@@ -72,6 +76,13 @@ class MambaConfig:
     @property
     def step_rank(self) -> int:
         return math.ceil(self.d_model / 16) if self.dt_rank is None else self.dt_rank
+
+    @property
+    def n_parameters(self) -> int:
+        """Parameters, embeddings included, a tied table once."""
+        d, inner = self.d_model, self.d_inner
+        block = 3 * inner * d + inner * (self.d_conv + 2 * self.step_rank + 3 * self.d_state + 3) + d
+        return (1 if self.tie_embeddings else 2) * self.vocab_size * d + self.n_layers * block + d
 
 
 class LayerState(NamedTuple):
@@ -189,16 +200,111 @@ class Mamba(AutoregressiveModel):
 
     def hidden_flops(self, n: int, context: int, causal: float) -> float:
         del context, causal  # a recurrence reads the past from its state
-        return sum(block.mixer.flops(n) for block in self.blocks)
+        return float(sum(block.mixer.flops(n) for block in self.blocks))
 
     def logits_flops(self) -> float:
-        return self.unembedding.flops(1)
+        return float(self.unembedding.flops(1))
 
 
-def candidates(vocab_size: int) -> Iterator[MambaConfig]:
-    """Widths in steps of 8, twice a Transformer's depth at the same width (8 layers at 128, 24 at 768, 64 at 4096)."""
-    for d_model in range(16, 8193, 8):
-        yield MambaConfig(vocab_size=vocab_size, d_model=d_model, n_layers=2 * max(2, round(0.37 * d_model**0.52)))
+@cache
+def candidates(vocab_size: int) -> tuple[MambaConfig, ...]:
+    """Twice a Transformer's depth at the same width (8 layers at 128, 24 at 768, 64 at 4096), give or take a tenth."""
+    found = []
+    for d_model in (*range(16, 96, 2), *range(96, 256, 4), *range(256, 1024, 16), *range(1024, 8193, 64)):
+        depth = 8 * (d_model / 128) ** 0.6
+        for n_layers in range(max(2, math.floor(0.9 * depth)), math.ceil(1.1 * depth) + 1):
+            found.append(MambaConfig(vocab_size=vocab_size, d_model=d_model, n_layers=n_layers))
+    return tuple(sorted(found, key=lambda config: config.n_parameters))
+
+
+PAD = 8
+"""The release pads its vocabulary to a multiple of this; rows beyond it are no tokens."""
+
+
+def _from_hf(options: Mapping[str, Any]) -> MambaConfig:
+    """The config of a checkpoint by Hugging Face, or of the original release, whose config.json has other keys."""
+    return _from_release(options) if "d_model" in options else _from_transformers(options)
+
+
+def _from_transformers(options: Mapping[str, Any]) -> MambaConfig:
+    only(options, use_bias=(False,), use_conv_bias=(True,), hidden_act=("silu",))
+    d_model, expand = integer(options, "hidden_size"), integer(options, "expand", 2)
+    only(options, intermediate_size=(expand * d_model,))
+    vocab_size = integer(options, "vocab_size")
+    return MambaConfig(
+        vocab_size=vocab_size,
+        d_model=d_model,
+        n_layers=integer(options, "num_hidden_layers"),
+        d_state=integer(options, "state_size", 16),
+        d_conv=integer(options, "conv_kernel", 4),
+        expand=expand,
+        dt_rank=_rank(options, "time_step_rank"),
+        norm_eps=number(options, "layer_norm_epsilon", 1e-5),
+        tie_embeddings=bool(options.get("tie_word_embeddings", True)),
+        boundary=boundary_token(options, vocab_size),
+    )
+
+
+def _from_release(options: Mapping[str, Any]) -> MambaConfig:
+    only(
+        options,
+        rms_norm=(True,),
+        d_intermediate=(0,),
+        attn_layer_idx=([], None),
+        pad_vocab_size_multiple=(1, PAD),
+    )
+    ssm: Mapping[str, Any] = options.get("ssm_cfg") or {}
+    only(ssm, layer=("Mamba1",), bias=(False,), conv_bias=(True,))
+    return MambaConfig(
+        vocab_size=integer(options, "vocab_size"),
+        d_model=integer(options, "d_model"),
+        n_layers=integer(options, "n_layer"),
+        d_state=integer(ssm, "d_state", 16),
+        d_conv=integer(ssm, "d_conv", 4),
+        expand=integer(ssm, "expand", 2),
+        dt_rank=_rank(ssm, "dt_rank"),
+        tie_embeddings=bool(options.get("tie_embeddings", True)),
+    )
+
+
+def _rank(options: Mapping[str, Any], key: str) -> int | None:
+    return None if options.get(key, "auto") in ("auto", None) else integer(options, key)
+
+
+def _from_hf_weights(config: MambaConfig, found: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of either layout under our names: the release says `embedding` and pads the vocabulary."""
+    for name in found:
+        if name.endswith(("norm.bias", "norm_f.bias")):
+            raise CheckpointError(f"tensor {name}: the bias of a LayerNorm; only RMSNorm is supported")
+    d, inner, rank, states = config.d_model, config.d_inner, config.step_rank, config.d_state
+    released, head = "backbone.embedding.weight", "lm_head.weight"
+    table = released if released in found else "backbone.embeddings.weight"
+    padded = -(-config.vocab_size // PAD) * PAD
+    rows = padded if table in found and len(found[table]) == padded else config.vocab_size
+    sources: Sources = {"embedding.weight": {table: (rows, d)}, "norm.weight": {"backbone.norm_f.weight": (d,)}}
+    if not config.tie_embeddings:
+        sources["unembedding.weight"] = {head: (rows, d)}
+    for i in range(config.n_layers):
+        own, layer = f"blocks.{i}.mixer", f"backbone.layers.{i}.mixer"
+        sources |= {
+            f"blocks.{i}.norm.weight": {f"backbone.layers.{i}.norm.weight": (d,)},
+            f"{own}.in_proj.weight": {f"{layer}.in_proj.weight": (2 * inner, d)},
+            f"{own}.conv_weight": {f"{layer}.conv1d.weight": (inner, 1, config.d_conv)},
+            f"{own}.conv_bias": {f"{layer}.conv1d.bias": (inner,)},
+            f"{own}.x_proj.weight": {f"{layer}.x_proj.weight": (rank + 2 * states, inner)},
+            f"{own}.dt_proj.weight": {f"{layer}.dt_proj.weight": (inner, rank)},
+            f"{own}.dt_bias": {f"{layer}.dt_proj.bias": (inner,)},
+            f"{own}.A_log": {f"{layer}.A_log": (inner, states)},
+            f"{own}.D": {f"{layer}.D": (inner,)},
+            f"{own}.out_proj.weight": {f"{layer}.out_proj.weight": (d, inner)},
+        }
+    weights = rename(found, sources, copies={head: table} if config.tie_embeddings else {})
+    for name in weights:
+        if name.endswith("conv_weight"):
+            weights[name] = weights[name].squeeze(1)
+        elif name in ("embedding.weight", "unembedding.weight"):
+            weights[name] = weights[name][: config.vocab_size]
+    return weights
 
 
 def _table(d_model: int, n_layers: int, vocab_size: int) -> dict[str, int]:
@@ -223,4 +329,5 @@ ARCHITECTURE = Architecture(
         "byte-972m": _table(1792, 48, 256),
         "byte-1.6b": _table(2304, 48, 256),
     },
+    hf={"mamba": HFImport(config=_from_hf, weights=_from_hf_weights)},
 )

@@ -15,15 +15,17 @@ Letters: b batch, t time, d width, h query heads, g key-value heads, e head widt
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
+from typing import Any
 
-import torch
 from jaxtyping import Float, Int
 from torch import Generator, Tensor, nn
 
 from archbench.errors import ConfigError, ContextOverflow
+from archbench.foreign import Sources, boundary_token, integer, number, only, rename
 from archbench.layers import (
     Embedding,
     KVCache,
@@ -37,7 +39,7 @@ from archbench.layers import (
     rotary_angles,
     rotate,
 )
-from archbench.model import Architecture, AutoregressiveModel, Traits
+from archbench.model import Architecture, AutoregressiveModel, HFImport, Traits
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,6 +77,8 @@ class TransformerConfig:
             raise ConfigError(f"transformer.norm_eps: {self.norm_eps}; must be above 0")
         if self.max_context is not None and self.max_context < 1:
             raise ConfigError(f"transformer.max_context: {self.max_context}; must be at least 1, or left out")
+        if not 0 <= self.boundary < self.vocab_size:
+            raise ConfigError(f"transformer.boundary: {self.boundary}; must lie in [0, {self.vocab_size})")
 
     @property
     def head_dim(self) -> int:
@@ -87,6 +91,14 @@ class TransformerConfig:
     @property
     def ffn_width(self) -> int:
         return -(-8 * self.d_model // 24) * 8 if self.d_ffn is None else self.d_ffn
+
+    @property
+    def n_parameters(self) -> int:
+        """Parameters, embeddings included, a tied table once."""
+        d = self.d_model
+        attention = (2 * self.n_heads + 2 * self.kv_heads) * self.head_dim * d
+        block = attention + 3 * d * self.ffn_width + 2 * d
+        return (1 if self.tie_embeddings else 2) * self.vocab_size * d + self.n_layers * block + d
 
 
 class Attention(nn.Module):
@@ -151,6 +163,7 @@ class Transformer(AutoregressiveModel):
         super().__init__()
         self.config = config
         self.vocab_size = config.vocab_size
+        self.boundary = config.boundary
         # 0.6 is the root mean square of the first residual stream; a tied table must suit the logits instead.
         std = config.d_model**-0.5 if config.tie_embeddings else 0.6
         self.embedding = Embedding(config.vocab_size, config.d_model, std=std, generator=generator)
@@ -191,21 +204,95 @@ class Transformer(AutoregressiveModel):
         return sum(block.flops(n, context, causal) for block in self.blocks)
 
     def logits_flops(self) -> float:
-        return self.unembedding.flops(1)
+        return float(self.unembedding.flops(1))
 
 
-def _heads(d_model: int) -> int:
-    """Heads of width 64 where they fit, else the fewest heads of even width of at most 64."""
-    return next(h for h in range(max(1, d_model // 64), d_model + 1) if d_model % (2 * h) == 0 and d_model // h <= 64)
+@cache
+def candidates(vocab_size: int) -> tuple[TransformerConfig, ...]:
+    """Depth grows with width: 4 layers at 128, 12 at 768, 32 at 4096, rounded down and up. Heads are 32 to 64 wide, the
+    widest that divides the width; the feed-forward is 7/3 to 10/3 times as wide as the residual stream."""
+    found = []
+    for d_model in (*range(32, 256, 8), *range(256, 1024, 32), *range(1024, 8193, 128)):
+        head_dim = next((width for width in (64, 56, 48, 40, 32) if d_model % width == 0), None)
+        if head_dim is None:
+            continue
+        depth = 4 * (d_model / 128) ** 0.6
+        # Below width 64 one layer is half the model, so one more is offered.
+        depths = range(max(2, math.floor(depth)), max(2, math.ceil(depth)) + (2 if d_model < 64 else 1))
+        step = 8 * max(1, d_model // 256)
+        for n_layers in depths:
+            for d_ffn in (None, *range(-(-7 * d_model // (3 * step)) * step, 10 * d_model // 3 + 1, step)):
+                found.append(
+                    TransformerConfig(
+                        vocab_size=vocab_size,
+                        d_model=d_model,
+                        n_layers=n_layers,
+                        n_heads=d_model // head_dim,
+                        d_ffn=d_ffn,
+                    )
+                )
+    return tuple(sorted(found, key=lambda config: config.n_parameters))
 
 
-def candidates(vocab_size: int) -> Iterator[TransformerConfig]:
-    """Widths in steps of 16, depth growing with width (4 layers at 128, 12 at 768, 32 at 4096)."""
-    for d_model in range(32, 8193, 16):
-        n_layers = max(2, round(0.37 * d_model**0.52))
-        yield TransformerConfig(
-            vocab_size=vocab_size, d_model=d_model, n_layers=n_layers, n_heads=_heads(d_model)
-        )
+def _from_hf(options: Mapping[str, Any]) -> TransformerConfig:
+    """The config of a Hugging Face LlamaForCausalLM, in the layout before or since transformers 5."""
+    only(
+        options,
+        hidden_act=("silu",),
+        attention_bias=(False,),
+        mlp_bias=(False,),
+        rope_scaling=(None, {"type": "default"}, {"rope_type": "default"}),
+    )
+    d_model, n_heads = integer(options, "hidden_size"), integer(options, "num_attention_heads")
+    if options.get("head_dim") is not None:
+        only(options, head_dim=(d_model // n_heads if n_heads else 0,))
+    rope = {"rope_theta": options.get("rope_theta"), **(options.get("rope_parameters") or {})}
+    for key in rope.keys() - {"rope_type", "rope_theta"}:
+        raise ConfigError(f"rope_parameters.{key}: {rope[key]!r} is not supported; allowed: rope_type, rope_theta")
+    if rope.get("rope_type", "default") != "default":
+        raise ConfigError(f"rope_parameters.rope_type: {rope['rope_type']!r} is not supported; allowed: 'default'")
+    vocab_size = integer(options, "vocab_size")
+    return TransformerConfig(
+        vocab_size=vocab_size,
+        d_model=d_model,
+        n_layers=integer(options, "num_hidden_layers"),
+        n_heads=n_heads,
+        n_kv_heads=integer(options, "num_key_value_heads", n_heads),
+        d_ffn=integer(options, "intermediate_size"),
+        rope_theta=number(rope, "rope_theta", 10_000.0),
+        norm_eps=number(options, "rms_norm_eps", 1e-6),
+        tie_embeddings=bool(options.get("tie_word_embeddings", False)),
+        boundary=boundary_token(options, vocab_size),
+    )
+
+
+def _from_hf_weights(config: TransformerConfig, found: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """LlamaForCausalLM's tensors under our names. Both sides pair rotary components in halves, so rows keep their
+    order; the inv_freq that old files hold follows from rope_theta."""
+    d, kv, inner = config.d_model, config.kv_heads * config.head_dim, config.ffn_width
+    table, head = "model.embed_tokens.weight", "lm_head.weight"
+    sources: Sources = {"embedding.weight": {table: (config.vocab_size, d)}, "norm.weight": {"model.norm.weight": (d,)}}
+    if not config.tie_embeddings:
+        sources["unembedding.weight"] = {head: (config.vocab_size, d)}
+    for i in range(config.n_layers):
+        own, layer = f"blocks.{i}", f"model.layers.{i}"
+        sources |= {
+            f"{own}.norm_attention.weight": {f"{layer}.input_layernorm.weight": (d,)},
+            f"{own}.attention.qkv.weight": {
+                f"{layer}.self_attn.q_proj.weight": (d, d),
+                f"{layer}.self_attn.k_proj.weight": (kv, d),
+                f"{layer}.self_attn.v_proj.weight": (kv, d),
+            },
+            f"{own}.attention.out.weight": {f"{layer}.self_attn.o_proj.weight": (d, d)},
+            f"{own}.norm_ffn.weight": {f"{layer}.post_attention_layernorm.weight": (d,)},
+            f"{own}.ffn.gate_up.weight": {
+                f"{layer}.mlp.gate_proj.weight": (inner, d),
+                f"{layer}.mlp.up_proj.weight": (inner, d),
+            },
+            f"{own}.ffn.down.weight": {f"{layer}.mlp.down_proj.weight": (d, inner)},
+        }
+    unused = {f"model.layers.{i}.self_attn.rotary_emb.inv_freq" for i in range(config.n_layers)}
+    return rename(found, sources, copies={head: table} if config.tie_embeddings else {}, unused=unused)
 
 
 def _table(d_model: int, n_layers: int, n_heads: int, vocab_size: int = 32_000) -> dict[str, int]:
@@ -227,4 +314,5 @@ ARCHITECTURE = Architecture(
         "mtp-6.7b": _table(4096, 32, 32),
         "mtp-13b": _table(5120, 40, 40),
     },
+    hf={"llama": HFImport(config=_from_hf, weights=_from_hf_weights)},
 )

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal, TypeAlias
@@ -21,7 +20,7 @@ from torch import Generator, Tensor
 
 from archbench.model import Architecture, Batch, Emission, Likelihood, Phase, SequenceModel, Traits, parameters_of
 from archbench.sampling import GREEDY, PLAIN, Sampling
-from archbench.state import State, copy_state
+from archbench.state import State, copy_state, tensors
 
 TOLERANCE = 1e-4
 """Largest |a - b| / (1 + |b|) between log-probabilities that equal computations of another order may show in fp32."""
@@ -64,7 +63,7 @@ class Candidate:
         return self.architecture.build(self.config, generator).eval()
 
     def model(self) -> SequenceModel:
-        """A model of its own, trained for a few steps, since defects hide behind the flat predictions of first weights."""
+        """A model of its own, trained for a few steps: defects hide behind the flat predictions of first weights."""
         return copy.deepcopy(self._trained)
 
     @cached_property
@@ -81,13 +80,13 @@ class Candidate:
 
     @property
     def prompt_length(self) -> int:
-        return self.multiple(self.multiple(36) * 2 // 3)
+        return self.multiple(self.multiple(36) // 2)
 
     @property
     def probe_length(self) -> int:
-        """What is read or written after a prompt; both together stay within the context limit."""
+        """What is read or written after a prompt; the context limit leaves room for two probes."""
         stride = self.traits.stride
-        return max(stride, (self.multiple(36) - self.prompt_length) // stride * stride)
+        return max(stride, (self.multiple(36) - self.prompt_length) // 2 // stride * stride)
 
     def prompt(self, batch_size: int, seed: int = 0) -> Int[Tensor, "b t"]:
         return self.text(batch_size, self.prompt_length, seed)
@@ -96,7 +95,7 @@ class Candidate:
         return self.text(batch_size, self.probe_length, seed=99)
 
     def text(self, batch_size: int, n: int, seed: int = 0) -> Int[Tensor, "b t"]:
-        """Texts with rare and frequent tokens (1/rank) and some order: half of the tokens follow from the one before."""
+        """Texts of rare and frequent tokens (1/rank) in some order: half of them follow from the one before."""
         vocab_size = self.config.vocab_size
         generator = Generator().manual_seed(1000 * self.seed + seed)
         weights = 1.0 / torch.arange(1, vocab_size + 1)
@@ -111,28 +110,33 @@ class Candidate:
         return self.text(4, self.multiple(32) + self.traits.lookahead, seed)
 
 
-def losses(phase: Phase, windows: Int[Tensor, "b t"], steps: int) -> Iterator[tuple[int, Tensor]]:
-    """The phase's loss, `steps` times on the same windows, with progress running from 0 to 1."""
-    for step in range(steps):
-        generator = Generator().manual_seed(step)
-        yield step, phase.loss(Batch(windows, step / steps, generator)).value
-
-
 def train(model: SequenceModel, windows: Int[Tensor, "b t"], *, steps_each_phase: int, learning_rate: float) -> None:
-    """A few AdamW steps of every phase in turn; phases without parameters read."""
-    model.train()
+    """A few steps of every phase in turn."""
     for phase in model.phases():
-        groups = [{"params": list(g.parameters), "lr": learning_rate * g.lr_scale} for g in phase.groups]
-        optimizer = torch.optim.AdamW(groups, weight_decay=0.0) if groups else None
-        for _, loss in losses(phase, windows, steps_each_phase):
-            if optimizer is None:
-                continue
-            optimizer.zero_grad()
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(list(parameters_of(phase)), 1.0)
-            optimizer.step()
+        train_phase(model, phase, windows, steps=steps_each_phase, learning_rate=learning_rate)
+
+
+def train_phase(
+    model: SequenceModel, phase: Phase, windows: Int[Tensor, "b t"], *, steps: int, learning_rate: float
+) -> list[float]:
+    """The losses of `steps` AdamW steps on the same windows, progress running from 0 to 1. A phase without parameters
+    reads."""
+    groups = [{"params": list(g.parameters), "lr": learning_rate * g.lr_scale} for g in phase.groups]
+    optimizer = torch.optim.AdamW(groups, weight_decay=0.0) if groups else None
+    losses = []
+    model.train()
+    for step in range(steps):
+        with torch.enable_grad():
+            loss = phase.loss(Batch(windows, step / steps, Generator().manual_seed(step))).value
+            losses.append(loss.item())
+            if optimizer is not None:
+                optimizer.zero_grad()
+                loss.backward()
+                torch.nn.utils.clip_grad_norm_(list(parameters_of(phase)), 1.0)
+                optimizer.step()
     model.zero_grad()
     model.eval()
+    return losses
 
 
 def read(model: SequenceModel, tokens: Int[Tensor, "b t"]) -> State:
@@ -175,8 +179,6 @@ def next_log_probs(model: Likelihood, state: State) -> Float[Tensor, "b v"]:
 
 def rows_of(state: State) -> int:
     """Batch size of a state: the leading size of its tensors."""
-    from archbench.state import tensors
-
     return tensors(state)[0].shape[0]
 
 
@@ -188,18 +190,19 @@ def difference(a: Float[Tensor, "*n"], b: Float[Tensor, "*n"]) -> float:
     return gap.max().item() if gap.numel() else 0.0
 
 
-def apart(subject: Candidate, model: SequenceModel, a: State, b: State) -> float:
-    """How far two states of equal batch size are apart; both are given up.
+def apart(subject: Candidate, model: SequenceModel, a: State, b: State, other: SequenceModel | None = None) -> float:
+    """How far two states of equal batch size are apart, the second being `other`'s if given; both are given up.
 
-    The largest `difference` of the probe's log-probabilities, or infinity where the model writes other tokens.
+    The largest `difference` of the probe's log-probabilities, or infinity where other tokens are written.
     """
     n = subject.probe_length
-    if (scorer := likelihood(model)) is not None:
-        probe = subject.probe(rows_of(a))
-        worst = difference(scorer.score(probe, copy_state(a))[0], scorer.score(probe, copy_state(b))[0])
-    else:
-        worst = 0.0
-        drawn = [written(model, copy_state(s), n, PLAIN, Generator().manual_seed(7)) for s in (a, b)]
-        if not torch.equal(*drawn):
-            return math.inf
-    return worst if torch.equal(written(model, a, n), written(model, b, n)) else math.inf
+    branches = ((model, a), (model if other is None else other, b))
+    greedy = [written(m, copy_state(state), n) for m, state in branches]
+    if not torch.equal(*greedy):
+        return math.inf
+    if likelihood(model) is None:
+        drawn = [written(m, state, n, PLAIN, Generator().manual_seed(7)) for m, state in branches]
+        return 0.0 if torch.equal(*drawn) else math.inf
+    probe = subject.probe(rows_of(a))
+    scores = [scorer.score(probe, state)[0] for m, state in branches if (scorer := likelihood(m)) is not None]
+    return difference(*scores)

@@ -29,10 +29,10 @@ Letters: b batch, t time, v vocabulary, s continuations, n orders 1..4, p places
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
-from itertools import combinations
+from itertools import chain, combinations
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -97,7 +97,7 @@ class BrierLM(Metric):
     name = "brier_lm"
     version = 1
     settings = BrierSettings
-    quantities = {
+    quantities: ClassVar[Mapping[str, Quantity]] = {
         "brier_n": Quantity(unit="fraction", better="higher", meaning="Brier score of the next n tokens or bytes"),
         "brier_lm": Quantity(
             unit="points", better="higher", meaning="100 times the geometric mean of Brier-1 to Brier-4"
@@ -108,9 +108,7 @@ class BrierLM(Metric):
         """Raises DataError when there is no held-out text."""
         half = max(ALIGNMENT, subject.context // 2 // ALIGNMENT * ALIGNMENT)
         context = half if settings.context is None else settings.context
-        documents = heldout_documents(
-            subject.corpus, subject.codec, settings.max_bytes, settings.max_document_bytes
-        )
+        documents = heldout_documents(subject.corpus, subject.codec, settings.max_bytes, settings.max_document_bytes)
         places = find_places(documents, context, settings.positions)
         reason = _impossible(subject, context, places)
         terms = {} if reason else measure_terms(subject, places, settings)
@@ -187,6 +185,7 @@ def measure_terms(
     model = subject.model
     generator = torch.Generator(model.device).manual_seed(subject.seed)
     forced = "teacher_forced" in settings.estimators and subject.traits.likelihood
+    symbols = Symbols(subject.codec)
     found: dict[tuple[str, str], list[np.ndarray]] = {}
     for begin in range(0, len(places.truth), settings.batch):
         context = places.contexts[begin : begin + settings.batch].to(model.device)
@@ -199,9 +198,8 @@ def measure_terms(
             written = continuations(model, state, len(truth), settings.draws, generator).cpu().numpy()
             expected = truth.cpu().numpy()
             for window in settings.windows:
-                if window == "bytes":
-                    expected, written = symbols(expected), symbols(written)
-                found.setdefault(("sampled", window), []).append(sampled_terms(expected, written))
+                pair = (expected, written) if window == "tokens" else (symbols(expected), symbols(written))
+                found.setdefault(("sampled", window), []).append(sampled_terms(*pair))
     return {key: np.concatenate(parts) for key, parts in found.items()}
 
 
@@ -217,9 +215,7 @@ def continuations(
     return continue_from(model, tiled, batch_size * draws, ORDERS, PLAIN, generator).view(batch_size, draws, ORDERS)
 
 
-def sampled_terms(
-    truth: Int[np.ndarray, "b n"], draws: Int[np.ndarray, "b s n"]
-) -> Float64[np.ndarray, "b n"]:
+def sampled_terms(truth: Int[np.ndarray, "b n"], draws: Int[np.ndarray, "b s n"]) -> Float64[np.ndarray, "b n"]:
     """2 mean_i 1{x^i = y} - mean_{i<j} 1{x^i = x^j}, equality being on the first n symbols."""
     hits = np.logical_and.accumulate(draws == truth[:, None], axis=-1).mean(axis=1)
     pairs = [

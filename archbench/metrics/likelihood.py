@@ -21,9 +21,9 @@ Letters: b batch, t time, v vocabulary.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -87,7 +87,7 @@ class LikelihoodMetric(Metric):
     name = "likelihood"
     version = 1
     settings = LikelihoodSettings
-    quantities = {
+    quantities: ClassVar[Mapping[str, Quantity]] = {
         "bits_per_byte": Quantity(unit="bit/byte", better="lower", meaning="bits to encode a byte of held-out text"),
         "perplexity": Quantity(unit="ratio", better="lower", meaning="exp of the mean nats per token of the codec"),
         "heldout_bytes": Quantity(unit="B", better="neither", meaning="bytes of raw held-out text that were scored"),
@@ -102,9 +102,7 @@ class LikelihoodMetric(Metric):
         model = subject.model
         if not isinstance(model, Likelihood):
             raise UnsupportedError(f"likelihood: {NO_LIKELIHOOD}")
-        documents = heldout_documents(
-            subject.corpus, subject.codec, settings.max_bytes, settings.max_document_bytes
-        )
+        documents = heldout_documents(subject.corpus, subject.codec, settings.max_bytes, settings.max_document_bytes)
         window = subject.context if settings.window is None else settings.window
         for rule in settings.states:
             longest = max(len(document.tokens) for document in documents)
@@ -199,9 +197,7 @@ def _padded(rows: list[Int[Tensor, " _"]]) -> Int[Tensor, "b t"]:
     return pad_sequence(rows, batch_first=True, padding_value=BOUNDARY)
 
 
-def _token_nats(
-    model: SequenceModel, tokens: Int[Tensor, "b t"], state: State
-) -> tuple[Float64[Tensor, "b t"], State]:
+def _token_nats(model: SequenceModel, tokens: Int[Tensor, "b t"], state: State) -> tuple[Float64[Tensor, "b t"], State]:
     """-ln p of every token, on the CPU, and the state after them. Gives up `state`."""
     assert isinstance(model, Likelihood), NO_LIKELIHOOD
     step = max(1, MAX_LOG_PROBS // (len(tokens) * model.vocab_size))
@@ -263,7 +259,8 @@ def _describe(rule: str, window: int, settings: LikelihoodSettings) -> str:
     if rule == "reset":
         return f"state reset at every window of {window} tokens"
     if rule == "sliding":
-        return f"window of {window} tokens moved by {settings.stride(window)}, state reset at each, every token scored once"
+        moved = settings.stride(window)
+        return f"window of {window} tokens moved by {moved}, fresh state at each, every token scored once"
     return f"state carried through each document, read {window} tokens at a time"
 
 

@@ -5,9 +5,10 @@ The sources in `csrc/` are compiled with the system's C compiler on first use, w
 
     kernels-<hash of sources, flags, compiler, processor>-<hash of the file's own bytes>.so
 
-so another compiler, processor or source never meets a stale library, and a damaged file is recognised by its name before
-it is loaded (loading a truncated library kills the process) and is built anew. A compiler is identified by its resolved
-path, size and modification time: a process that finds its library in the cache starts no compiler and writes nothing.
+so another compiler, processor or source never meets a stale library, and a damaged file is recognised by its name
+before it is loaded (loading a truncated library kills the process) and is built anew. A compiler is identified by its
+resolved path, size and modification time: a process that finds its library in the cache starts no compiler and writes
+nothing.
 
 Environment: `ARCHBENCH_CC` names the compiler (it may hold arguments, as in `ccache gcc`), `ARCHBENCH_CACHE` the cache.
 """
@@ -17,6 +18,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import hashlib
+import itertools
 import os
 import platform
 import shlex
@@ -39,7 +41,7 @@ COMPILE_TIMEOUT_S = 300
 
 def library() -> ctypes.CDLL:
     """The loaded kernels. Raises BackendError with the reason when they cannot be had."""
-    found = _load(os.environ.get("ARCHBENCH_CC", ""), str(cache_folder()))
+    found = _load(os.environ.get("ARCHBENCH_CC", ""), os.environ.get("ARCHBENCH_CACHE", ""))
     if isinstance(found, str):
         raise BackendError(found)
     return found
@@ -47,21 +49,16 @@ def library() -> ctypes.CDLL:
 
 def reason() -> str:
     """'ok', or why the native kernels cannot be had here. Compiles them if they are not in the cache."""
-    found = _load(os.environ.get("ARCHBENCH_CC", ""), str(cache_folder()))
+    found = _load(os.environ.get("ARCHBENCH_CC", ""), os.environ.get("ARCHBENCH_CACHE", ""))
     return found if isinstance(found, str) else "ok"
 
 
-def cache_folder() -> Path:
-    """Where compiled kernels are kept. Not created here."""
-    root = os.environ.get("ARCHBENCH_CACHE", "")
-    return (Path(root).expanduser() if root else Path.home() / ".cache" / "archbench") / "native"
-
-
 @functools.cache
-def _load(compiler: str, folder: str) -> ctypes.CDLL | str:
-    """The library, or the reason there is none; asked once per process, compiler and folder."""
+def _load(compiler: str, cache: str) -> ctypes.CDLL | str:
+    """The library, or the reason there is none; asked once per process, compiler and cache."""
+    root = Path(cache).expanduser() if cache else Path.home() / ".cache" / "archbench"
     try:
-        return ctypes.CDLL(str(_cached_or_built(_command(compiler), Path(folder))))
+        return ctypes.CDLL(str(_cached_or_built(_command(compiler), root / "native")))
     except BackendError as error:
         return str(error)
     except OSError as error:
@@ -139,7 +136,7 @@ def _build(command: list[str], key: str, folder: Path) -> Path:
 
 
 @functools.lru_cache(maxsize=1)
-def _pool(n_threads: int) -> ThreadPoolExecutor:
+def _pool(n_threads: int, process: int) -> ThreadPoolExecutor:  # noqa: ARG001  (threads do not survive a fork)
     return ThreadPoolExecutor(n_threads, thread_name_prefix="archbench-native")
 
 
@@ -153,8 +150,9 @@ def spread(kernel: Callable[[ctypes.Structure, int, int], int], arguments: ctype
     if n_threads <= 1:
         outcomes = [kernel(arguments, 0, n_jobs)]
     else:
+        pool = _pool(n_threads, os.getpid())
         bounds = [n_jobs * i // n_threads for i in range(n_threads + 1)]
-        calls = [_pool(n_threads).submit(kernel, arguments, *pair) for pair in zip(bounds, bounds[1:], strict=False)]
+        calls = [pool.submit(kernel, arguments, *pair) for pair in itertools.pairwise(bounds)]
         outcomes = [call.result() for call in calls]
     if any(outcomes):
         raise MemoryError("a native kernel found no memory for its scratch")

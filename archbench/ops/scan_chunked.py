@@ -1,15 +1,16 @@
 """Selective scan, level `lean`: plain torch everywhere, in two levels of chunks, with its own backward pass.
 
 A loop over tokens costs one small torch call per token; the whole sequence at once costs tensors of size
-tokens x channels x states. Here a slab of SLAB tokens is discretised at a time and seen as chunks of CHUNK tokens. With
-a_t the decay and b_t the input, h_t = a_t h_{t-1} + b_t is solved
+tokens x channels x states. Here a slab of 32 or 64 tokens is discretised at a time and seen as chunks of CHUNK tokens.
+With a_t the decay and b_t the input, h_t = a_t h_{t-1} + b_t is solved
 
-    inside all chunks at once, q = 1 .. CHUNK-1:   b_q += a_q b_{q-1},   a_q *= a_{q-1}       (a_q: decay since chunk start)
+    inside all chunks at once, q = 1 .. CHUNK-1:   b_q += a_q b_{q-1},   a_q *= a_{q-1}
     then over the chunks, k = 0, 1, ...:           b_k += a_k h,         h = last of b_k
 
-which is SLAB / CHUNK + CHUNK calls, on tensors that stay in cache. Products of decays only shrink, so nothing overflows
-(exp(S) cumsum(exp(-S) b), the usual shortcut, overflows fp32 within a chunk of 64). Forward keeps the states at slab starts;
-backward rebuilds one slab at a time and solves the mirrored recurrence g_t = p_t + a_{t+1} g_{t+1} the same way.
+(after the first line a_q is the decay since its chunk began), which is slab / CHUNK + CHUNK calls, on tensors that stay
+in cache. Products of decays only shrink, so nothing overflows; the usual shortcut, exp(S) cumsum(exp(-S) b), overflows
+fp32 within a chunk of 64. Forward keeps the states at slab starts; backward rebuilds one slab at a time and solves the
+mirrored recurrence g_t = p_t + a_{t+1} g_{t+1} the same way.
 """
 
 from __future__ import annotations
@@ -19,13 +20,17 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-SLAB = 64
 CHUNK = 8
+
+
+def slab_tokens(b: int, d: int, n: int) -> int:
+    """Tokens in a slab: fewer once a single token's states are so many that a long slab leaves the cache (measured)."""
+    return 64 if b * d * n <= 8192 else 32
 
 
 def starts_shape(b: int, t: int, d: int, n: int) -> tuple[int, ...]:
     """Shape of the states that `forward` keeps for `backward`."""
-    return (-(-t // SLAB), b, d, n)
+    return (-(-t // slab_tokens(b, d, n)), b, d, n)
 
 
 def forward(
@@ -34,9 +39,9 @@ def forward(
     A: Float[Tensor, "d n"],
     B: Float[Tensor, "b t n"],
     C: Float[Tensor, "b t n"],
-    D: Float[Tensor, "d"] | None,
+    D: Float[Tensor, " d"] | None,
     z: Float[Tensor, "b t d"] | None,
-    dt_bias: Float[Tensor, "d"] | None,
+    dt_bias: Float[Tensor, " d"] | None,
     h0: Float[Tensor, "b d n"] | None,
     keep: bool,
 ) -> tuple[Float[Tensor, "b t d"], Float[Tensor, "b d n"], Tensor]:
@@ -46,8 +51,9 @@ def forward(
     h = x.new_zeros(b, *A.shape) if h0 is None else h0
     y = x.new_empty(b, t, d)
     starts = x.new_empty(starts_shape(b, t, d, A.shape[1]) if keep else (0,))
-    for index, first in enumerate(range(0, t, SLAB)):
-        slab = slice(first, min(first + SLAB, t))
+    length = slab_tokens(b, *A.shape)
+    for index, first in enumerate(range(0, t, length)):
+        slab = slice(first, min(first + length, t))
         if keep:
             starts[index] = h
         _, states = _slab_states(step[:, slab], x[:, slab], A, B[:, slab], h)
@@ -68,9 +74,9 @@ def backward(
     A: Float[Tensor, "d n"],
     B: Float[Tensor, "b t n"],
     C: Float[Tensor, "b t n"],
-    D: Float[Tensor, "d"] | None,
+    D: Float[Tensor, " d"] | None,
     z: Float[Tensor, "b t d"] | None,
-    dt_bias: Float[Tensor, "d"] | None,
+    dt_bias: Float[Tensor, " d"] | None,
     h0: Float[Tensor, "b d n"] | None,
     starts: Tensor,
 ) -> tuple[Tensor | None, ...]:
@@ -85,8 +91,9 @@ def backward(
     g_times_B, into_step = x.new_empty(b, t, d), x.new_empty(b, t, d)
     gA, gB, gC = torch.zeros_like(A), B.new_empty(B.shape), C.new_empty(C.shape)
     carry = x.new_zeros(b, *A.shape) if gh is None else gh  # a_{t+1} g_{t+1} at the end of the slab
+    length = slab_tokens(b, *A.shape)
     for index in reversed(range(starts.shape[0])):
-        slab = slice(index * SLAB, min((index + 1) * SLAB, t))
+        slab = slice(index * length, min((index + 1) * length, t))
         h = starts[index]
         decay, states = _slab_states(step[:, slab], x[:, slab], A, B[:, slab], h)
         if y is not None:

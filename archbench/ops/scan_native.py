@@ -1,8 +1,8 @@
 """Selective scan, level `native`: binds csrc/scan.c. fp32 on CPU.
 
-What leaves the C code as partial sums per (row, group of channels) is added up here, in an order that does not depend on
-the number of threads. Memory beyond inputs and outputs: the states at chunk starts (1 / CHUNK of all states) when a
-backward pass will follow, and scratch of one chunk of one block of channels per thread.
+What leaves the C code as partial sums per (row, group of channels) is added up here, in an order that does not depend
+on the number of threads. Memory beyond inputs and outputs: the states at chunk starts (1 / CHUNK of all states) when
+a backward pass will follow, and scratch of one chunk of one block of channels per thread.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import ctypes
 import functools
 from collections.abc import Callable
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -61,9 +60,9 @@ def forward(
     A: Float[Tensor, "d n"],
     B: Float[Tensor, "b t n"],
     C: Float[Tensor, "b t n"],
-    D: Float[Tensor, "d"] | None,
+    D: Float[Tensor, " d"] | None,
     z: Float[Tensor, "b t d"] | None,
-    dt_bias: Float[Tensor, "d"] | None,
+    dt_bias: Float[Tensor, " d"] | None,
     h0: Float[Tensor, "b d n"] | None,
     keep: bool,
 ) -> tuple[Float[Tensor, "b t d"], Float[Tensor, "b d n"], Tensor]:
@@ -88,9 +87,9 @@ def backward(
     A: Float[Tensor, "d n"],
     B: Float[Tensor, "b t n"],
     C: Float[Tensor, "b t n"],
-    D: Float[Tensor, "d"] | None,
+    D: Float[Tensor, " d"] | None,
     z: Float[Tensor, "b t d"] | None,
-    dt_bias: Float[Tensor, "d"] | None,
+    dt_bias: Float[Tensor, " d"] | None,
     h0: Float[Tensor, "b d n"] | None,
     starts: Tensor,
 ) -> tuple[Tensor | None, ...]:

@@ -17,7 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 
-def starts_shape(b: int, t: int, d: int, n: int) -> tuple[int, ...]:
+def starts_shape(*_: int) -> tuple[int, ...]:
     """Nothing is kept: `backward` runs the forward recurrence again."""
     return (0,)
 
@@ -28,11 +28,11 @@ def forward(
     A: Float[Tensor, "d n"],
     B: Float[Tensor, "b t n"],
     C: Float[Tensor, "b t n"],
-    D: Float[Tensor, "d"] | None,
+    D: Float[Tensor, " d"] | None,
     z: Float[Tensor, "b t d"] | None,
-    dt_bias: Float[Tensor, "d"] | None,
+    dt_bias: Float[Tensor, " d"] | None,
     h0: Float[Tensor, "b d n"] | None,
-    keep: bool,
+    _keep: bool,
 ) -> tuple[Float[Tensor, "b t d"], Float[Tensor, "b d n"], Tensor]:
     """y, the last state, and an empty tensor."""
     step = F.softplus(dt if dt_bias is None else dt + dt_bias)
@@ -63,11 +63,11 @@ def backward(
     A: Float[Tensor, "d n"],
     B: Float[Tensor, "b t n"],
     C: Float[Tensor, "b t n"],
-    D: Float[Tensor, "d"] | None,
+    D: Float[Tensor, " d"] | None,
     z: Float[Tensor, "b t d"] | None,
-    dt_bias: Float[Tensor, "d"] | None,
+    dt_bias: Float[Tensor, " d"] | None,
     h0: Float[Tensor, "b d n"] | None,
-    starts: Tensor,
+    _starts: Tensor,
 ) -> tuple[Tensor | None, ...]:
     """Gradients of x, dt, A, B, C, D, z, dt_bias, h0, in that order; None for an input that is None.
 

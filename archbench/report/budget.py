@@ -69,8 +69,10 @@ def training_bytes(evidence: Evidence, row: Row) -> Finding:
     ends = [r.along["bytes"][-1] for r in evidence.records_of(row, "training", "loss") if r.along.get("bytes")]
     if ends:
         return Finding(value=max(ends), unit="B", n=len(ends), seeds=len(row.seeds))
-    return evidence.missing(row, "training", "bytes") if not evidence.series(row, "training", "loss") else Finding(
-        reason=f"the loss curve of {row.name} has no byte positions", status="absent"
+    return (
+        evidence.missing(row, "training", "bytes")
+        if not evidence.series(row, "training", "loss")
+        else Finding(reason=f"the loss curve of {row.name} has no byte positions", status="absent")
     )
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from itertools import combinations
+from itertools import combinations, pairwise
 
 from archbench.report.evidence import Finding, known, separated
 
@@ -48,7 +48,7 @@ def _pair(a: str, ya: Curve, b: str, yb: Curve, noisy: bool) -> list[Crossing]:
     log_ratio = {x: math.log(known(ya[x]) / known(yb[x])) for x in shared}
     decided = [x for x in shared if log_ratio[x] != 0]
     found = []
-    for left, right in zip(decided, decided[1:], strict=False):
+    for left, right in pairwise(decided):
         if log_ratio[left] * log_ratio[right] > 0:
             continue
         t = log_ratio[left] / (log_ratio[left] - log_ratio[right])

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -171,6 +171,10 @@ class Evidence:
         """Every record without a value."""
         return [record for records in self._missing.values() for record in records]
 
+    def problems_of(self, row: Row, metric: str) -> list[Record]:
+        """The records of a row's metric that have no value."""
+        return self._missing.get((row, metric), [])
+
 
 def freeze(at: dict[str, Any]) -> At:
     return tuple(sorted((name, tuple(value) if type(value) is list else value) for name, value in at.items()))
@@ -209,50 +213,66 @@ def _current(records: Sequence[Record]) -> list[Record]:
 
 
 def _rows(records: Sequence[Record]) -> dict[str, Row]:
-    """Cell -> row, in order of first appearance. Cells that differ only in their seed share a row."""
+    """Cell -> row, in order of first appearance. Cells that differ only in their seed share a row.
+
+    Of several cells with equal label, size, codec, corpus and seed (a grid), the first of each seed make one row, the
+    second another, and so on. A row's name says no more than is needed to tell it from the others.
+    """
     first: dict[str, Record] = {}
-    floors: dict[str, bool] = {}
+    floors: set[str] = set()
     for record in records:
         first.setdefault(record.cell, record)
-        if (record.metric, record.quantity, record.at.get("kind")) == ("cost", "parameters", "total"):
-            floors[record.cell] = record.value == 0
-    variants: dict[str, int] = {}
-    seen: dict[tuple[Any, ...], int] = defaultdict(int)
+        is_size = (record.metric, record.quantity, record.at.get("kind")) == ("cost", "parameters", "total")
+        if is_size and record.value == 0:
+            floors.add(record.cell)
+    taken: dict[tuple[Any, ...], int] = defaultdict(int)
+    cells_of: dict[tuple[str, str, str, str, int], list[str]] = defaultdict(list)
+    by_label: dict[str, list[tuple[str, str, str, str, int]]] = defaultdict(list)
     for cell, record in first.items():
-        key = (record.label, record.size, record.codec, record.corpus, record.seed)
-        seen[key] += 1
-        variants[cell] = seen[key]
-
-    def varies(label: str, value: Any) -> bool:
-        return len({value(cell) for cell, record in first.items() if record.label == label}) > 1
-
+        place = (record.label, record.size, record.codec, record.corpus)
+        taken[place, record.seed] += 1
+        key = (*place, taken[place, record.seed])
+        cells_of[key].append(cell)
+        if key not in by_label[record.label]:
+            by_label[record.label].append(key)
     rows: dict[str, Row] = {}
-    seeds: dict[tuple[Any, ...], list[int]] = defaultdict(list)
-    for cell, record in first.items():
-        seeds[record.label, record.size, record.codec, record.corpus, variants[cell]].append(record.seed)
-    names: dict[tuple[Any, ...], Row] = {}
-    for cell, record in first.items():
-        key = (record.label, record.size, record.codec, record.corpus, variants[cell])
-        if key not in names:
-            label = record.label
-            parts = [label]
-            parts += [record.size] if varies(label, lambda c: first[c].size) else []
-            parts += [record.codec] if varies(label, lambda c: first[c].codec) else []
-            parts += [record.corpus] if varies(label, lambda c: first[c].corpus) else []
-            parts += [f"variant {variants[cell]}"] if varies(label, variants.__getitem__) else []
-            names[key] = Row(
-                label=label,
-                size=record.size,
-                codec=record.codec,
-                corpus=record.corpus,
-                variant=variants[cell],
-                architecture=record.architecture,
-                name=" ".join(parts),
-                reference=floors.get(cell, False),
-                seeds=tuple(sorted(set(seeds[key]))),
-            )
-        rows[cell] = names[key]
+    for cell in first:
+        key = next(key for key in by_label[first[cell].label] if cell in cells_of[key])
+        siblings = by_label[first[cell].label]
+        parts = [str(part) for index, part in enumerate(key[:4]) if index == 0 or len({k[index] for k in siblings}) > 1]
+        grid = [other for other in siblings if other[:4] == key[:4]]
+        if len(grid) > 1:
+            parts.append(_difference(first[cells_of[key][0]], [first[cells_of[other][0]] for other in grid]))
+        rows[cell] = Row(
+            label=key[0],
+            size=key[1],
+            codec=key[2],
+            corpus=key[3],
+            variant=key[4],
+            architecture=first[cells_of[key][0]].architecture,
+            name=" ".join(parts),
+            reference=cells_of[key][0] in floors,
+            seeds=tuple(sorted({first[other].seed for other in cells_of[key]})),
+        )
     return rows
+
+
+def _difference(record: Record, siblings: Sequence[Record]) -> str:
+    """`learning_rate=0.002`: the settings in which a record's config differs from those of its siblings."""
+    flat = [dict(flatten(sibling.config)) for sibling in siblings]
+    varying = [name for name in flat[0] if name != "seed" and len({repr(f.get(name)) for f in flat}) > 1]
+    own = dict(flatten(record.config))
+    shown = [f"{name.rsplit('.', 1)[-1]}={own.get(name)}" for name in varying[:2]]
+    return " ".join(shown) or f"variant {siblings.index(record) + 1}"
+
+
+def flatten(data: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted names and values of a nested mapping."""
+    for name, value in data.items():
+        if isinstance(value, Mapping):
+            yield from flatten(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
 
 
 def _over_seeds(at: At, records: Iterable[Record]) -> Finding:

@@ -1,7 +1,7 @@
 """Numbers as people read them: a prefix that suits the unit, and no more digits than the interval supports.
 
-    >>> interval(0.00123, 0.00119, 0.00127, "s/token")
-    ('1.230 ms', '[1.190, 1.270]')
+>>> interval(0.00123, 0.00119, 0.00127, "s/token")
+('1.230 ms', '[1.190, 1.270]')
 """
 
 from __future__ import annotations

@@ -1,40 +1,54 @@
-"""One look a label, the same in every figure: colour, marker and line style.
+"""One look a row, the same in every figure: colour, marker and line style.
 
 The colours are those of Okabe and Ito, told apart by readers with every common colour blindness; yellow is left out,
 being too faint on white. Labels take them in order of first appearance in the records, so a rerun of a suite looks the
-same; marker and line style differ too, so a figure survives a grey printer. References are grey.
+same; marker and line style differ too, so a figure survives a grey printer. Sizes of one label share its colour.
+References are grey.
 
 Source: Okabe & Ito 2008, Color universal design.
 """
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
+
+from archbench.report.evidence import Row
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
-LINES: tuple[str | tuple[int, tuple[float, ...]], ...] = ("-", (0, (5, 1.5)), (0, (1.5, 1.2)), (0, (6, 1.5, 1.5, 1.5)))
 GREYS = ("#5F6670", "#8A919C", "#3D434B")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+LineStyle = Literal["-", "none"] | tuple[float, Sequence[float]]
+LINES: tuple[LineStyle, ...] = ("-", (0, (5, 1.5)), (0, (1.5, 1.2)), (0, (6, 1.5, 1.5, 1.5)))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Style:
+    """`face` is the marker's fill: white from the second row of a label on."""
+
     colour: str
     marker: str
-    line: str | tuple[int, tuple[float, ...]]
+    line: LineStyle
+    face: str
 
 
-def styles(labels: Sequence[str], references: Sequence[str] = ()) -> dict[str, Style]:
-    """label -> style; the lists are in order of first appearance."""
-    looks = {
-        label: Style(
-            colour=COLOURS[index % len(COLOURS)],
-            marker=MARKERS[index % len(MARKERS)],
-            line=LINES[index % len(LINES)],
+def styles(rows: Sequence[Row]) -> dict[Row, Style]:
+    """The look of each row; the rows are in order of first appearance."""
+    looks = {}
+    labels: dict[bool, dict[str, int]] = {False: {}, True: {}}
+    siblings: dict[str, int] = defaultdict(int)
+    for row in rows:
+        index = labels[row.reference].setdefault(row.label, len(labels[row.reference]))
+        nth = siblings[row.label]
+        siblings[row.label] += 1
+        colours = GREYS if row.reference else COLOURS
+        colour = colours[index % len(colours)]
+        looks[row] = Style(
+            colour=colour,
+            marker="." if row.reference else MARKERS[(index + 3 * nth) % len(MARKERS)],
+            line=LINES[(index + nth + int(row.reference)) % len(LINES)],
+            face=colour if nth == 0 else "white",
         )
-        for index, label in enumerate(dict.fromkeys(labels))
-    }
-    for index, label in enumerate(dict.fromkeys(references)):
-        looks[label] = Style(colour=GREYS[index % len(GREYS)], marker=".", line=LINES[1 + index % (len(LINES) - 1)])
     return looks

@@ -1,0 +1,227 @@
+"""The command line. Every command imports what it needs when it runs, so that --help answers at once."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from archbench.errors import ArchbenchError
+
+app = typer.Typer(
+    name="archbench",
+    help="Compares sequence-model architectures on the same data, budget and measures.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+data_app = typer.Typer(help="Corpora: fetch those that need the network.", no_args_is_help=True)
+app.add_typer(data_app, name="data")
+
+SuiteArgument = Annotated[str, typer.Argument(metavar="SUITE", help="Name of a suite, or the path of a YAML file.")]
+Only = Annotated[str | None, typer.Option(metavar="NAME,...", help="Only cells of these labels or architectures.")]
+Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Change the suite, e.g. training.budget.bytes=1e6. Repeatable."),
+]
+Kind = Literal["architectures", "metrics", "suites", "corpora", "sizes"]
+
+
+@app.command()
+def run(
+    suite: SuiteArgument,
+    out: Annotated[Path | None, typer.Option(help="Folder of the run. [default: results/SUITE]")] = None,
+    only: Only = None,
+    changes: Set = None,
+    executor: Annotated[str, typer.Option(help="Where cells run: processes or inline.")] = "processes",
+    workers: Annotated[int, typer.Option(min=0, help="Cells at once; 0 means one a core.")] = 0,
+    threads: Annotated[int, typer.Option(min=1, help="Threads of each worker, and of timed metrics.")] = 1,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    save_every: Annotated[float, typer.Option(min=0, metavar="SECONDS", help="Partial checkpoints' interval.")] = 10,
+    report: Annotated[bool, typer.Option(help="Write the report when done.")] = True,
+) -> None:
+    """Train and measure every cell of a suite. What is already done is skipped; what was interrupted goes on."""
+    from archbench import display
+    from archbench.plan import make_plan
+    from archbench.run import Options, executor_named
+    from archbench.run import run as run_plan
+    from archbench.suite import load_suite
+
+    executor_named(executor)
+    plan = make_plan(load_suite(suite, changes or ()), _split(only))
+    options = Options(
+        out=out or Path("results") / plan.suite.name,
+        executor=executor,
+        workers=workers,
+        threads=threads,
+        device=device,
+        save_every_s=save_every,
+        command=_command(),
+    )
+    display.print_estimate(plan, options)
+    with display.Watch(plan) as watch:
+        outcome = run_plan(plan, options, watch)
+    display.print_outcome(outcome)
+    if report:
+        from archbench.report import write_report
+
+        display.print_report(write_report(outcome.path, None))
+    raise typer.Exit(1 if outcome.statuses.get("failed") else 0)
+
+
+@app.command()
+def plan(
+    suite: SuiteArgument,
+    only: Only = None,
+    changes: Set = None,
+    threads: Annotated[int, typer.Option(min=1, help="Threads the time estimate assumes.")] = 1,
+) -> None:
+    """Print what a suite would do: cells, jobs, what is unsupported and why, FLOPs, memory and time. Runs nothing."""
+    from archbench import display
+    from archbench.plan import make_plan
+    from archbench.suite import load_suite
+
+    display.print_plan(make_plan(load_suite(suite, changes or ()), _split(only)), threads)
+
+
+@app.command("list")
+def list_(
+    kind: Annotated[Kind | None, typer.Argument(help="What to list; all kinds when left out.")] = None,
+) -> None:
+    """List what there is."""
+    from archbench import display
+
+    display.print_lists([kind] if kind else ["architectures", "metrics", "suites", "corpora", "sizes"])
+
+
+@app.command()
+def doctor() -> None:
+    """Say what this machine has: cores, measured peaks, kernels, compiler, CUDA, sandbox, extras."""
+    from archbench import display, doctor
+
+    display.print_findings(doctor.examine())
+
+
+@app.command()
+def check(
+    names: Annotated[list[str] | None, typer.Argument(metavar="NAME...", help="Architectures, or a .py file.")] = None,
+    all_: Annotated[bool, typer.Option("--all", help="Every architecture there is.")] = False,
+    changes: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Config of the checked model: d_model=64.")
+    ] = None,
+    seed: int = 0,
+) -> None:
+    """Print an architecture's conformance card: causality, parallel = step, chunking, draws, state, gradients."""
+    from archbench import contract, display, registry
+    from archbench.errors import ConfigError
+
+    if not names and not all_:
+        raise ConfigError(f"check: name an architecture ({', '.join(registry.architectures())}), a .py file, or --all")
+    broken = False
+    for name in registry.architectures() if all_ else names or []:
+        architecture = registry.architecture(name)
+        config = _model_config(architecture, changes or [])
+        findings = contract.check(architecture, config, seed=seed)
+        display.print_card(name, findings)
+        broken |= any(finding.verdict == "broken" for finding in findings)
+    raise typer.Exit(1 if broken else 0)
+
+
+@app.command()
+def report(
+    path: Annotated[Path, typer.Argument(metavar="PATH", help="A results file, or a run's folder.")],
+    out: Annotated[Path | None, typer.Option(help="Where to write it. [default: PATH/report]")] = None,
+) -> None:
+    """Write a run's report: Markdown, plots, and one self-contained HTML page."""
+    from archbench import display
+    from archbench.report import write_report
+
+    display.print_report(write_report(path, out))
+
+
+@app.command()
+def generate(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder, or a checkpoint's.")],
+    architecture: Annotated[str | None, typer.Option(help="Label or architecture of the cell.")] = None,
+    prompt: Annotated[str, typer.Option(help="Text to go on from.")] = "",
+    size: Annotated[str | None, typer.Option(help="Size of the cell, if there are several.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Training seed of the cell, if there are several.")] = None,
+    tokens: Annotated[int, typer.Option(min=1, help="Most tokens to write.")] = 200,
+    temperature: Annotated[float, typer.Option(min=0, help="0 is greedy.")] = 0.8,
+    top_k: Annotated[int | None, typer.Option(min=1)] = None,
+    top_p: Annotated[float | None, typer.Option(min=0, max=1)] = None,
+    stop: Annotated[list[str] | None, typer.Option(help="Stop at this text. Repeatable.")] = None,
+    draw_seed: Annotated[int, typer.Option(help="Seed of the draws.")] = 0,
+) -> None:
+    """Print text from a trained cell."""
+    from archbench import writing
+    from archbench.sampling import Sampling
+
+    folder = writing.find_checkpoint(run, architecture, size, seed)
+    sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p)
+    sys.stdout.write(prompt)
+    for piece in writing.write(folder, prompt, tokens, sampling, draw_seed, stop or []):
+        sys.stdout.write(piece)
+        sys.stdout.flush()
+    sys.stdout.write("\n")
+
+
+@app.command("import-hf")
+def import_hf(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A Hugging Face checkpoint's folder.")],
+    out: Annotated[Path | None, typer.Option(help="Folder to write. [default: results/imported/DIR]")] = None,
+) -> None:
+    """Bring a Hugging Face checkpoint into archbench's own form (safetensors only)."""
+    from archbench import display
+    from archbench.integrations import huggingface
+
+    target = out or Path("results") / "imported" / folder.resolve().name
+    display.print_import(huggingface.import_checkpoint(folder, target), target)
+
+
+@data_app.command("fetch")
+def data_fetch() -> None:
+    """Download the nine public-domain books of the `books` corpus, checked by sha256, into the cache."""
+    from archbench.data.books import fetch_books, fetched_folder
+
+    fetch_books(fetched_folder(), typer.echo)
+
+
+def main() -> None:
+    """The console script: errors a user can mend are one line on standard error and exit code 2."""
+    try:
+        app(standalone_mode=True)
+    except ArchbenchError as error:
+        typer.echo(f"archbench: {error}", err=True)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        typer.echo("archbench: interrupted; the same command goes on from here", err=True)
+        sys.exit(130)
+    except BrokenPipeError:  # `archbench list | head`
+        sys.exit(0)
+
+
+def _split(only: str | None) -> list[str]:
+    return [name.strip() for name in only.split(",") if name.strip()] if only else []
+
+
+def _command() -> str:
+    return shlex.join(["archbench", *sys.argv[1:]])
+
+
+def _model_config(architecture: Any, changes: list[str]) -> Any:
+    from archbench.errors import SuiteError
+    from archbench.parse import parse, read_yaml
+
+    if not changes:
+        return None
+    data: dict[str, Any] = {"vocab_size": 64}
+    for change in changes:
+        key, equals, value = change.partition("=")
+        if not equals:
+            raise SuiteError(f"--set {change}: expected KEY=VALUE, for example d_model=64")
+        data[key] = read_yaml(value, f"--set {key}")
+    return parse(architecture.config, data, "--set")

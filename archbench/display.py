@@ -1,0 +1,246 @@
+"""What people see in a terminal: progress while a run goes on, and tables of plans, outcomes and findings."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from archbench.environment import usable_cores
+from archbench.executors import Event
+from archbench.plan import Plan
+
+if TYPE_CHECKING:
+    from archbench.contract import Finding
+    from archbench.doctor import Fact
+    from archbench.report import ReportFiles
+    from archbench.run import Options, Outcome
+
+console = Console(highlight=False)
+
+
+def quantity(value: float, unit: str = "") -> str:
+    """Three significant digits with an SI prefix: 1.23 M, 45.6 k."""
+    if value == 0 or not math.isfinite(value):
+        return f"{value:g} {unit}".strip()
+    exponent = min(5, max(0, int(math.log10(abs(value)) // 3)))
+    return f"{value / 1000**exponent:.3g} {'kMGTP'[exponent - 1] if exponent else ''}{unit}".strip()
+
+
+def duration(seconds: float) -> str:
+    """12 s, 3 min 20 s, 2 h 05 min."""
+    if seconds < 60:
+        return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s"
+
+
+def print_plan(plan: Plan, threads: int) -> None:
+    """The cells with their estimates, then the jobs that do not exist with the reasons."""
+    from archbench.cell import Cell
+    from archbench.estimate import estimate
+
+    table = Table(title=f"{plan.suite.name}: {plan.suite.description}", title_justify="left")
+    for column in ("cell", "parameters", "vs size", "steps", "training", "memory", "time", "jobs"):
+        table.add_column(column, justify="left" if column == "cell" else "right")
+    total, basis = 0.0, set()
+    unique: dict[str, Cell] = {cell.address: cell for cell in plan.cells}
+    for cell in unique.values():
+        cost = estimate(cell, threads)
+        total += cost.seconds
+        basis.add(cost.basis)
+        table.add_row(
+            cell.name(),
+            quantity(cost.parameters),
+            f"{cell.residual:+.1%}",
+            "" if cost.steps is None else f"{cost.steps:,}",
+            quantity(cost.training_flops, "FLOP"),
+            quantity(cost.memory_bytes, "B"),
+            duration(cost.seconds),
+            str(len(cell.metrics)),
+        )
+    console.print(table)
+    console.print(
+        f"{len(unique)} cells, {len(plan.jobs)} jobs. Training takes about {duration(total)} of one worker "
+        f"({' and '.join(sorted(basis))}; measuring comes on top), {duration(total / usable_cores())} on "
+        f"{usable_cores()} cores. 'vs size' is the distance from the size asked for in {plan.suite.match}."
+    )
+    for job in plan.jobs:
+        if job.reason:
+            console.print(f"unsupported: {job.metric} on {job.cell.name()}: {job.reason}", soft_wrap=True)
+
+
+def print_estimate(plan: Plan, options: Options) -> None:
+    """One line on what is left to do, before it starts."""
+    from archbench.checkpoint import is_complete
+    from archbench.estimate import estimate
+
+    left = {cell.address: cell for cell in plan.cells if not is_complete(options.out / "checkpoints" / cell.address)}
+    if not left:
+        console.print(f"{plan.suite.name}: all {len(plan.cells)} cells are trained; measuring what is new.")
+        return
+    seconds = [estimate(cell, options.threads).seconds for cell in left.values()]
+    workers = min(options.workers or usable_cores(), len(left))
+    longest = max(max(seconds), sum(seconds) / workers)
+    console.print(
+        f"{plan.suite.name}: {len(left)} of {len(plan.cells)} cells to train on {workers} worker(s), about "
+        f"{duration(longest)}; then measuring. Ctrl-C loses nothing: the same command goes on."
+    )
+
+
+class Watch:
+    """Progress bars of a run, one a cell, and notices as they come. Use as a context and call it with events."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.names = {cell.address: cell.name() for cell in plan.cells}
+        self.jobs = {job.id: f"{job.metric} on {job.cell.name()}" for job in plan.jobs}
+        self.notices: set[str] = set()
+        self.bars: dict[str, TaskID] = {}
+        self.progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            TextColumn("{task.percentage:>3.0f}%"),
+            TimeElapsedColumn(),
+            TextColumn("{task.fields[note]}"),
+            console=console,
+        )
+
+    def __enter__(self) -> Watch:
+        self.progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.progress.stop()
+
+    def __call__(self, event: Event) -> None:
+        kind = event["event"]
+        if kind == "progress":
+            speed, left = quantity(event["tokens_per_s"], "token/s"), duration(event["seconds_left"])
+            note = f"{event['phase']} {event['loss']:.3f} nat  {speed}  {left} left"
+            self._show(event["cell"], self.names[event["cell"]], event["done"], note)
+        elif kind == "trained":
+            self._show(event["cell"], self.names[event["cell"]], 1.0, "trained")
+        elif kind == "timing":
+            self._show(event["metric"], event["metric"], event["done"], "alone on the machine")
+        elif kind == "notice":
+            if event["text"] not in self.notices:
+                self.notices.add(event["text"])
+                self.progress.console.print(f"note: {event['text']}", soft_wrap=True)
+        elif kind == "failed":
+            self.progress.console.print(f"failed: {self.jobs.get(event['job'])}: {event['reason']}", soft_wrap=True)
+        elif kind == "died":
+            self.progress.console.print(f"failed: {event['reason']}", soft_wrap=True)
+
+    def _show(self, key: str, name: str, done: float, note: str) -> None:
+        if key not in self.bars:
+            self.bars[key] = self.progress.add_task(name, total=1.0, note="")
+        self.progress.update(self.bars[key], completed=done, note=note)
+
+
+def print_outcome(outcome: Outcome) -> None:
+    parts = [f"{count} {status}" for status, count in sorted(outcome.statuses.items())]
+    carried = f" ({outcome.carried} from before)" if outcome.carried else ""
+    console.print(f"jobs: {', '.join(parts)}{carried}; cells trained now: {outcome.trained}")
+    console.print(f"records: {outcome.path}", soft_wrap=True)
+
+
+def print_report(files: ReportFiles) -> None:
+    console.print(f"report: {files.html}\n        {files.markdown}", soft_wrap=True)
+
+
+def print_card(name: str, findings: Sequence[Finding]) -> None:
+    """An architecture's conformance card."""
+    colours = {"holds": "green", "broken": "red", "does not apply": "dim"}
+    table = Table(title=f"{name}: conformance", title_justify="left")
+    table.add_column("promise")
+    table.add_column("verdict")
+    table.add_column("evidence", overflow="fold")
+    for finding in findings:
+        colour = colours[finding.verdict]
+        table.add_row(finding.name, f"[{colour}]{finding.verdict}[/{colour}]", finding.detail)
+    console.print(table)
+
+
+def print_findings(facts: Iterable[Fact]) -> None:
+    table = Table(show_header=False, box=None, pad_edge=False)
+    table.add_column(style="bold")
+    table.add_column(overflow="fold")
+    for fact in facts:
+        table.add_row(fact.name, fact.finding)
+    console.print(table)
+
+
+def print_import(imported: Any, folder: Path) -> None:
+    console.print(
+        f"imported {imported.architecture_name} ({quantity(imported.n_parameters)} parameters) into {folder}",
+        soft_wrap=True,
+    )
+
+
+def print_lists(kinds: Sequence[str]) -> None:
+    """What there is of each kind, with a line on each."""
+    for kind in kinds:
+        table = Table(title=kind, title_justify="left", show_header=kind == "sizes", box=None, pad_edge=False)
+        rows = _LISTS[kind]()
+        for heading in next(rows):
+            table.add_column(heading, overflow="fold")
+        for row in rows:
+            table.add_row(*row)
+        console.print(table)
+        console.print()
+
+
+def _architectures() -> Iterable[tuple[str, ...]]:
+    from archbench import registry
+
+    yield ("name", "source")
+    for name in registry.architectures():
+        yield (name, registry.architecture(name).paper)
+
+
+def _metrics() -> Iterable[tuple[str, ...]]:
+    from archbench import registry
+
+    yield ("metric", "quantity", "meaning")
+    for name in registry.metrics():
+        for quantity_name, meaning in registry.metric(name).quantities.items():
+            yield (name, f"{quantity_name} [{meaning.unit}]".replace("[", "\\["), meaning.meaning)
+
+
+def _suites() -> Iterable[tuple[str, ...]]:
+    from archbench.suite import available, load_suite
+
+    yield ("name", "description")
+    for name in available():
+        yield (name, load_suite(name).description)
+
+
+def _corpora() -> Iterable[tuple[str, ...]]:
+    from archbench.data.sources import find_source, source_names
+
+    yield ("name", "what")
+    for name in source_names():
+        source = find_source(name)
+        yield (f"{name}:{source.argument}" if source.argument else name, source.summary)
+
+
+def _sizes() -> Iterable[tuple[str, ...]]:
+    from archbench import sizes
+
+    yield ("size", "architecture", "config", "parameters", "residual")
+    yield from sizes.table()
+
+
+_LISTS: dict[str, Any] = {
+    "architectures": _architectures,
+    "metrics": _metrics,
+    "suites": _suites,
+    "corpora": _corpora,
+    "sizes": _sizes,
+}

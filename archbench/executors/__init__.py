@@ -1,0 +1,19 @@
+"""Where tasks run: in this process, or in processes of their own. One file an executor.
+
+An executor is a function `(tasks, handle, n_workers) -> None` that does every task once and calls `handle(index,
+event)` with each event a task emits, in the caller's thread. Tasks and events are plain data (see `archbench.worker`),
+so a task may run anywhere that sees the same files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+Task = dict[str, Any]
+Event = dict[str, Any]
+Handle = Callable[[int, Event], None]
+
+
+class Executor(Protocol):
+    def __call__(self, tasks: Sequence[Task], handle: Handle, n_workers: int) -> None: ...

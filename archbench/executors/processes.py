@@ -1,0 +1,97 @@
+"""One process a task, at most `n_workers` at a time. A process that dies takes only its own task with it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import queue
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+
+from archbench.executors import Event, Handle, Task
+
+
+def run(tasks: Sequence[Task], handle: Handle, n_workers: int) -> None:
+    """Runs every task in a process of its own; on an exception here (Ctrl-C too) all processes are ended.
+
+    A process that ends without its "done" event yields a "died" event with the reason and the end of its log.
+    """
+    waiting = list(enumerate(tasks))[::-1]
+    running: dict[int, _Process] = {}
+    events: queue.Queue[tuple[int, Event]] = queue.Queue()
+    try:
+        while waiting or running:
+            while waiting and len(running) < n_workers:
+                index, task = waiting.pop()
+                running[index] = _Process(index, task, events)
+            index, event = events.get()
+            if event["event"] == "ended":
+                reason = running.pop(index).reason_of_death()
+                if reason:
+                    handle(index, {"event": "died", "reason": reason})
+            else:
+                handle(index, event)
+    finally:
+        for process in running.values():
+            process.end()
+
+
+class _Process:
+    """A worker process and the thread that reads its events."""
+
+    def __init__(self, index: int, task: Task, events: queue.Queue[tuple[int, Event]]) -> None:
+        self.log = Path(task["log"])
+        self.log.parent.mkdir(parents=True, exist_ok=True)
+        threads = str(task["threads"])
+        environment = {**os.environ, "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
+        with self.log.open("w", encoding="utf-8") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "archbench.worker"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                text=True,
+                encoding="utf-8",
+                env=environment,
+            )
+        self.done = False
+        threading.Thread(target=self._read, args=(index, task, events), daemon=True).start()
+
+    def _read(self, index: int, task: Task, events: queue.Queue[tuple[int, Event]]) -> None:
+        assert self.process.stdin is not None and self.process.stdout is not None
+        try:
+            # Its input stays open: the worker ends itself when it closes, that is, when this process is gone.
+            self.process.stdin.write(json.dumps(task) + "\n")
+            self.process.stdin.flush()
+            for line in self.process.stdout:
+                event = json.loads(line)
+                self.done = self.done or event["event"] == "done"
+                events.put((index, event))
+        except (OSError, ValueError):
+            pass  # the process is gone or garbled; reason_of_death says how
+        events.put((index, {"event": "ended"}))
+
+    def reason_of_death(self) -> str | None:
+        """Why the process ended before it was done; None if it was done."""
+        assert self.process.stdin is not None and self.process.stdout is not None
+        with contextlib.suppress(OSError):
+            self.process.stdin.close()
+        self.process.stdout.close()
+        code = self.process.wait()
+        if self.done:
+            return None
+        if code < 0:
+            name = signal.Signals(-code).name
+            hint = " (out of memory?)" if name == "SIGKILL" else ""
+            return f"the process was ended by {name}{hint}; see {self.log}"
+        lines = self.log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+        return f"the process ended with code {code}: {lines[-1] if lines else 'no message'}; see {self.log}"
+
+    def end(self) -> None:
+        self.process.kill()
+        self.process.wait()

@@ -1,0 +1,163 @@
+"""How fast a model reads and writes, prefill and decode apart, by wall clock and by CPU time.
+
+    time to first token = prefill of the prompt from a fresh state + the first decode step
+    time per token      = decode steps after it / tokens that a row wrote in them
+    prefill rate        = tokens of all rows' prompts / prefill
+
+Every sample reads a fresh piece of held-out text. The clocks enclose the model's own calls alone: making tensors of the
+prompt, choosing it and collecting garbage happen outside. CPU time is that of all threads of the process; it is
+steadier on a shared machine, and beside the wall time it shows how busy the cores were. Every step's counts are read,
+as anyone who shows tokens must, so an accelerator is waited for at every step.
+"""
+
+from __future__ import annotations
+
+import gc
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from typing import ClassVar
+
+import torch
+
+from archbench.errors import ConfigError, UnsupportedError
+from archbench.generation import aligned
+from archbench.metric import Measurement, Probe, Quantity, Sample, Subject, TimedMetric
+from archbench.prompts import HeldoutStream, Prompts, heldout_stream
+from archbench.roofline import synchronize
+from archbench.sampling import Sampling
+
+CLOCKS: Mapping[str, Callable[[], float]] = {"wall": time.perf_counter, "cpu": time.process_time}
+TICK = max(time.get_clock_info(clock).resolution for clock in ("perf_counter", "process_time"))
+"""Seconds; nothing is measured to take less."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LatencySettings:
+    """`contexts` in tokens, `batches` in rows; `new_tokens` are written after the first one; `temperature` 0 is
+    greedy."""
+
+    contexts: tuple[int, ...] = (128, 512, 2048)
+    batches: tuple[int, ...] = (1, 4)
+    new_tokens: int = 16
+    temperature: float = 1.0
+    repeats: int = 7
+
+    def __post_init__(self) -> None:
+        for name in ("contexts", "batches"):
+            values = getattr(self, name)
+            if not values or min(values) < 1:
+                raise ConfigError(f"latency.{name}: {list(values)}; needs numbers of at least 1")
+        for name in ("new_tokens", "repeats"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"latency.{name}: {getattr(self, name)}; must be at least 1")
+        Sampling(temperature=self.temperature)
+
+
+class LatencyMetric(TimedMetric):
+    name = "latency"
+    version = 1
+    settings = LatencySettings
+    quantities: ClassVar[Mapping[str, Quantity]] = {
+        "time_to_first_token": Quantity(unit="s", better="lower", meaning="reading a prompt and the first decode step"),
+        "time_per_token": Quantity(
+            unit="s/token", better="lower", meaning="time of decoding per token that a row wrote"
+        ),
+        "prefill_rate": Quantity(unit="token/s", better="higher", meaning="prompt tokens of all rows read per second"),
+    }
+
+    def probes(self, subject: Subject, settings: LatencySettings) -> list[Probe | Measurement]:
+        """One probe a context and batch; a reason where prompt and continuation do not fit the model or the text."""
+        stream = heldout_stream(subject.corpus, subject.codec, max(settings.contexts))
+        found: list[Probe | Measurement] = []
+        for context in settings.contexts:
+            for batch in settings.batches:
+                at = {"context": context, "batch": batch}
+                try:
+                    found.append(_probe(subject, settings, context, batch, stream))
+                except UnsupportedError as error:
+                    found += [
+                        Measurement(quantity=quantity, value=None, at={**at, "clock": clock}, reason=str(error))
+                        for quantity in self.quantities
+                        for clock in CLOCKS
+                    ]
+        return found
+
+
+def _probe(subject: Subject, settings: LatencySettings, context: int, batch: int, stream: HeldoutStream) -> Probe:
+    limit, stride = subject.traits.context_limit, subject.traits.stride
+    steps = 1 + -(-settings.new_tokens // stride)
+    needed = context + -context % stride + steps * stride
+    if limit is not None and needed > limit:
+        raise UnsupportedError(f"prompt and continuation need {needed} tokens; this model's context limit is {limit}")
+    stream.require(context)
+    how = "greedy" if settings.temperature == 0 else f"temperature {settings.temperature:g}"
+    return Probe(
+        at={"context": context, "batch": batch},
+        sample=partial(_sample, subject, settings, context, batch, Prompts(stream, subject.seed)),
+        protocol=f"fresh held-out prompt a sample; {settings.new_tokens} tokens after the first, {how}; "
+        f"{torch.get_num_threads()} threads",
+    )
+
+
+def _sample(subject: Subject, settings: LatencySettings, context: int, batch: int, prompts: Prompts) -> list[Sample]:
+    model, device = subject.model, subject.model.device
+    sampling = Sampling(temperature=settings.temperature)
+    generator = torch.Generator(device).manual_seed(subject.seed)
+    tokens = aligned(prompts.take(batch, context), subject.traits.stride).to(device)
+    prefill, first, rest = (_Stopwatch(device) for _ in range(3))
+    with torch.inference_mode():
+        state = model.initial_state(batch)
+        with quiet():
+            with prefill:
+                state = model.prefill(tokens, state)
+            with first:
+                _, counts, state = model.decode_step(state, sampling, generator)
+                counts.tolist()
+            written = torch.zeros_like(counts)
+            with rest:
+                while int(written.min()) < settings.new_tokens:
+                    _, counts, state = model.decode_step(state, sampling, generator)
+                    written += counts
+    per_row = float(written.float().mean())
+    samples = []
+    for clock in CLOCKS:
+        at = {"clock": clock}
+        samples.append(Sample("time_to_first_token", prefill.seconds[clock] + first.seconds[clock], at))
+        samples.append(Sample("time_per_token", rest.seconds[clock] / per_row, at))
+        samples.append(Sample("prefill_rate", tokens.numel() / prefill.seconds[clock], at))
+    return samples
+
+
+@dataclass
+class _Stopwatch:
+    """Times a block by all clocks, in seconds, waiting for the device at both ends."""
+
+    device: torch.device
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def __enter__(self) -> None:
+        synchronize(self.device)
+        self.begin = {name: clock() for name, clock in CLOCKS.items()}
+
+    def __exit__(self, *exception: object) -> None:
+        synchronize(self.device)
+        self.seconds = {name: max(clock() - self.begin[name], TICK) for name, clock in CLOCKS.items()}
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """No garbage collection inside; collects before."""
+    gc.collect()
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
+
+
+METRIC = LatencyMetric()

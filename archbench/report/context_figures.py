@@ -1,0 +1,236 @@
+"""Figures against context: time per token, time to first token and state bytes, with the crossovers marked."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+from matplotlib.axes import Axes
+
+from archbench.report import drawing, notation
+from archbench.report.crossings import Crossing, crossings
+from archbench.report.drawing import Drawing, Omitted
+from archbench.report.evidence import Evidence, Finding, Row, known
+from archbench.report.palette import Style
+
+_MOST_PANELS = 3
+_MOST_LABELS = 3
+"""Crossovers beyond so many in one panel are marked without their context written beside them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Quantity:
+    """What is drawn. `noisy` quantities have intervals; `panel` is the coordinate that makes one panel each."""
+
+    name: str
+    title: str
+    metric: str
+    quantity: str
+    axis: str
+    unit: str
+    at: dict[str, Any]
+    panel: str | None
+    noisy: bool
+
+
+TIME_PER_TOKEN = Quantity(
+    name="time_per_token",
+    title="Time per generated token against context",
+    metric="latency",
+    quantity="time_per_token",
+    axis="time per token",
+    unit="s/token",
+    at={"clock": "wall"},
+    panel="batch",
+    noisy=True,
+)
+TIME_TO_FIRST_TOKEN = Quantity(
+    name="time_to_first_token",
+    title="Time to first token against context",
+    metric="latency",
+    quantity="time_to_first_token",
+    axis="time to first token",
+    unit="s",
+    at={"clock": "wall"},
+    panel="batch",
+    noisy=True,
+)
+STATE_BYTES = Quantity(
+    name="state_bytes",
+    title="State bytes against context",
+    metric="cost",
+    quantity="state_bytes",
+    axis="state of one row",
+    unit="B",
+    at={},
+    panel=None,
+    noisy=False,
+)
+Curves = dict[Row, dict[float, Finding]]
+
+
+def against_context(
+    evidence: Evidence, styles: dict[Row, Style], what: Quantity
+) -> tuple[Drawing | Omitted, list[str]]:
+    """The figure, and a sentence for each resolved crossover of its first panel."""
+    panels = _panels(evidence, what)
+    if not panels:
+        rows = evidence.architectures
+        missing = [evidence.missing(row, what.metric, what.quantity, **what.at) for row in rows]
+        return drawing.omitted(what.name, what.title, missing), []
+    keys = _chosen(list(panels))
+    figure, axes = drawing.canvas(len(keys))
+    found = {key: crossings({row.name: curve for row, curve in panels[key].items()}, what.noisy) for key in panels}
+    everything = [f for key in keys for curve in panels[key].values() for f in curve.values()]
+    values = [v for f in everything for v in (f.value, f.low, f.high) if v is not None and v > 0]
+    floor = min((known(f) for f in everything if known(f) > 0), default=1.0)
+    values = [value for value in values if value > floor / 20]  # a t interval of two seeds can reach far below
+    rows = [row for row in evidence.architectures if any(row in panels[key] for key in keys)]
+    for index, (panel, key) in enumerate(zip(axes, keys, strict=True)):
+        drawing.log_axis(panel, "y", values, what.unit)
+        _curves(panel, panels[key], styles)
+        drawing.context_axis(panel, [x for curve in panels[key].values() for x in curve])
+        _mark(panel, found[key])
+        if key is not None:
+            panel.set_title(f"{what.panel} {key}")
+        if index == 0:
+            panel.set_ylabel(what.axis)
+    drawing.legend(figure, styles, rows)
+    sentences = [_sentence(crossing, what.axis) for crossing in found[keys[0]] if crossing.resolved]
+    return Drawing(
+        name=what.name,
+        title=what.title,
+        caption=_caption(what, found, keys, list(panels)),
+        alt=_alt(what, panels[keys[0]]),
+        figure=figure,
+        data=_data(what, panels),
+        wide=len(keys) > 1,
+    ), sentences
+
+
+def _panels(evidence: Evidence, what: Quantity) -> dict[Any, Curves]:
+    panels: dict[Any, Curves] = {}
+    for row in evidence.architectures:
+        for finding in evidence.series(row, what.metric, what.quantity, **what.at):
+            context = finding.coordinates.get("context")
+            if context is None or float(context) <= 0 or known(finding) <= 0:
+                continue
+            key = finding.coordinates.get(what.panel) if what.panel else None
+            panels.setdefault(key, {}).setdefault(row, {})[float(context)] = finding
+    return dict(sorted(panels.items(), key=lambda item: (item[0] is not None, item[0])))
+
+
+def _chosen(keys: list[Any]) -> list[Any]:
+    """All panels, or the smallest, the middle and the largest."""
+    return keys if len(keys) <= _MOST_PANELS else [keys[0], keys[len(keys) // 2], keys[-1]]
+
+
+def _curves(panel: Axes, curves: Curves, styles: dict[Row, Style]) -> None:
+    bottom, top = panel.get_ylim()
+    for row, curve in curves.items():
+        look = styles[row]
+        xs = sorted(curve)
+        panel.plot(
+            xs,
+            [known(curve[x]) for x in xs],
+            color=look.colour,
+            linestyle=look.line,
+            marker=look.marker,
+            markerfacecolor=look.face,
+        )
+        banded = [x for x in xs if curve[x].has_interval]
+        if banded:
+            low = [max(curve[x].low or bottom, bottom) for x in banded]
+            high = [min(curve[x].high or top, top) for x in banded]
+            if len(banded) == 1:
+                panel.vlines(banded, low, high, color=look.colour, alpha=0.5, linewidth=4)
+            else:
+                panel.fill_between(banded, low, high, color=look.colour, alpha=0.18, linewidth=0)
+
+
+def _mark(panel: Axes, found: list[Crossing]) -> None:
+    resolved = [crossing for crossing in found if crossing.resolved]
+    left, right = panel.get_xlim()
+    for index, crossing in enumerate(resolved):
+        panel.plot(
+            [crossing.x], [crossing.y], marker="o", markersize=11, markerfacecolor="none", markeredgecolor="#22262B",
+            markeredgewidth=1.1, zorder=5,
+        )  # fmt: skip
+        if len(resolved) > _MOST_LABELS:
+            continue
+        above = index % 2 == 0
+        near_right = crossing.x > left**0.2 * right**0.8
+        panel.annotate(
+            notation.tokens(crossing.x),
+            (crossing.x, crossing.y),
+            xytext=(0 if not near_right else -4, 13 if above else -13),
+            textcoords="offset points",
+            ha="right" if near_right else "center",
+            va="bottom" if above else "top",
+            fontsize=9,
+            fontweight="bold",
+            bbox={"boxstyle": "round,pad=0.15", "facecolor": "white", "edgecolor": "none", "alpha": 0.85},
+            zorder=6,
+        )
+
+
+def _sentence(crossing: Crossing, axis: str) -> str:
+    return (
+        f"{axis[0].upper()}{axis[1:]}: {crossing.cheaper_before} is lower up to about {notation.tokens(crossing.x)} "
+        f"tokens of context, {crossing.cheaper_after} beyond."
+    )
+
+
+def _caption(what: Quantity, found: dict[Any, list[Crossing]], keys: list[Any], every: list[Any]) -> str:
+    parts = ["Wall-clock medians; bands are intervals." if what.noisy else "Measured from the live state."]
+    for key in keys:
+        at = f" at {what.panel} {key}" if key is not None and len(keys) > 1 else ""
+        for crossing in found[key]:
+            if crossing.resolved:
+                parts.append(
+                    f"{crossing.cheaper_after} falls below {crossing.cheaper_before}{at} at about "
+                    f"{notation.tokens(crossing.x)} tokens (ring)."
+                )
+        unresolved = sum(not crossing.resolved for crossing in found[key])
+        if unresolved:
+            plural = "s" if unresolved > 1 else ""
+            parts.append(f"{unresolved} further crossing{plural}{at} within the noise, not marked.")
+    if not any(found.values()):
+        parts.append("No curves cross within the contexts measured.")
+    if len(every) > len(keys):
+        left = [str(key) for key in every if key not in keys]
+        parts.append(f"Not drawn, but in the CSV: {what.panel} {notation.listed(left)}.")
+    return " ".join(parts)
+
+
+def _alt(what: Quantity, curves: Curves) -> str:
+    ends = []
+    for row, curve in curves.items():
+        first, last = min(curve), max(curve)
+        ends.append(
+            f"{row.name} from {notation.plain(known(curve[first]), what.unit)} at {notation.tokens(first)} "
+            f"to {notation.plain(known(curve[last]), what.unit)} at {notation.tokens(last)}"
+        )
+    return f"{what.title}: {'; '.join(ends)}."
+
+
+def _data(what: Quantity, panels: dict[Any, Curves]) -> pd.DataFrame:
+    lines = [
+        {
+            "row": row.name,
+            "label": row.label,
+            "size": row.size,
+            **({what.panel: key} if what.panel else {}),
+            "context": int(context),
+            f"{what.quantity} ({what.unit})": finding.value,
+            "low": finding.low,
+            "high": finding.high,
+            "n": finding.n,
+            "seeds": finding.seeds,
+        }
+        for key, curves in panels.items()
+        for row, curve in curves.items()
+        for context, finding in sorted(curve.items())
+    ]
+    return pd.DataFrame(lines)

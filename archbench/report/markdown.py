@@ -1,0 +1,132 @@
+"""The report as GitHub-flavoured Markdown; figures are linked, so it reads well in a repository."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from archbench.report.contents import Contents
+from archbench.report.drawing import Drawing
+from archbench.report.table import Table, TableCell
+
+_SAFE = {"\\": "\\\\", "|": "\\|", "*": "\\*", "<": "&lt;", "[": "\\[", "]": "\\]", "\n": " "}
+
+
+def document(report: Contents) -> str:
+    return "\n".join(_lines(report)) + "\n"
+
+
+def _lines(report: Contents) -> Iterator[str]:
+    head = report.headline
+    yield f"# {_escape(head.title)}: archbench report"
+    yield ""
+    for name, value in head.subtitle:
+        yield f"- {name}: {_code(value) if name == 'command' else _escape(value)}"
+    yield ""
+    for paragraph in head.paragraphs:
+        yield _escape(paragraph)
+        yield ""
+    if head.exploratory:
+        yield f"> **Exploratory.** {_escape('; '.join(head.exploratory))}."
+        yield ""
+    for remark in head.remarks:
+        yield f"- {_escape(remark)}"
+    yield ""
+    yield "## Quality"
+    yield from _table(report.quality)
+    yield "## Budget"
+    if report.budget_figure:
+        yield from _figure(report.budget_figure)
+    for budget in report.budgets:
+        yield from _table(budget)
+    if report.figures:
+        yield "## Figures"
+        yield ""
+    for figure in report.figures:
+        yield from _figure(figure)
+    yield "## Cost"
+    for cost in report.costs:
+        yield from _table(cost)
+    if report.others:
+        yield "## Other quantities"
+        yield from _table(report.others)
+    yield "## Failures and unsupported"
+    yield ""
+    if report.failures:
+        yield from _table(report.failures)
+    else:
+        yield "Nothing failed, nothing was unsupported, and no number in the tables is missing."
+        yield ""
+    if report.omitted:
+        yield "Not shown, for want of records:"
+        yield ""
+        for reason in report.omitted:
+            yield f"- {_escape(reason)}"
+        yield ""
+    yield from _provenance(report)
+
+
+def _table(table: Table) -> Iterator[str]:
+    yield ""
+    yield f"**{_escape(table.title)}**"
+    yield ""
+    hints = [f"<br><sub>{_escape(column.hint)}</sub>" if column.hint else "" for column in table.columns]
+    heads = [_escape(column.name) + hint for column, hint in zip(table.columns, hints, strict=True)]
+    yield f"| {' | '.join(heads)} |"
+    yield f"| {' | '.join('---:' if column.numeric else '---' for column in table.columns)} |"
+    for line in table.lines:
+        yield f"| {' | '.join(_cell(cell) for cell in line)} |"
+    yield ""
+    for note in table.notes:
+        yield f"{_escape(note)}  "
+    yield ""
+
+
+def _cell(cell: TableCell) -> str:
+    shown = f"*{_escape(cell.text)}*" if cell.reason else _escape(cell.text)
+    flag = " ⚠" if cell.flagged else ""
+    return shown + flag + (f" {_escape(cell.detail)}" if cell.detail else "")
+
+
+def _figure(figure: Drawing) -> Iterator[str]:
+    yield f"### {_escape(figure.title)}"
+    yield ""
+    yield f"![{_escape(figure.alt)}](figures/{figure.name}.png)"
+    yield ""
+    yield f"{_escape(figure.caption)} [SVG](figures/{figure.name}.svg), [data](figures/{figure.name}.csv)"
+    yield ""
+
+
+def _provenance(report: Contents) -> Iterator[str]:
+    yield "## Provenance"
+    yield ""
+    yield "| the same for every record | |"
+    yield "| --- | --- |"
+    for name, value in report.provenance.common:
+        yield f"| {_escape(name)} | {_code(value)} |"
+    yield ""
+    for cell in report.provenance.cells:
+        yield f"<details><summary>{_escape(cell.heading)}</summary>"
+        yield ""
+        yield "| | |"
+        yield "| --- | --- |"
+        for name, value in cell.facts:
+            yield f"| {_escape(name)} | {_code(value)} |"
+        yield ""
+        yield "```json"
+        yield cell.config
+        yield "```"
+        yield ""
+        yield "</details>"
+        yield ""
+    if report.provenance.left_out:
+        yield f"{report.provenance.left_out} further cells are left out here; they are in the results file."
+        yield ""
+
+
+def _escape(text: str) -> str:
+    """Keeps table and emphasis marks, and HTML, from taking effect."""
+    return "".join(_SAFE.get(sign, sign) for sign in text)
+
+
+def _code(text: str) -> str:
+    return "`" + text.replace("|", "\\|").replace("\n", " ").replace("`", "'") + "`"

@@ -1,0 +1,80 @@
+"""Tables as data, before anyone decides how they look. A cell always says something: a number, or why there is none."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from archbench.report import notation
+from archbench.report.evidence import Finding
+
+
+@dataclass(frozen=True, kw_only=True)
+class TableCell:
+    """`text` is what is read, `detail` its interval or remark; `sort` orders it in a sortable table.
+
+    `reason` is set where a number is missing, in full, with `status` saying of what kind. `flagged` marks a value that
+    breaks a rule.
+    """
+
+    text: str
+    detail: str = ""
+    sort: float | str | None = None
+    reason: str = ""
+    status: str = "ok"
+    flagged: bool = False
+
+    def __post_init__(self) -> None:
+        assert self.text.strip(), "a table cell must say something"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Column:
+    """`hint` stands small under the name: the unit, or at which point of the grid."""
+
+    name: str
+    hint: str = ""
+    numeric: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """The first cell of a line is its heading. `rule_after` draws a line below that many lines (references follow)."""
+
+    key: str
+    title: str
+    columns: tuple[Column, ...]
+    lines: tuple[tuple[TableCell, ...], ...]
+    notes: tuple[str, ...] = ()
+    rule_after: int | None = None
+
+    def __post_init__(self) -> None:
+        assert all(len(line) == len(self.columns) for line in self.lines), f"table {self.key} is ragged"
+
+
+def text(value: str, detail: str = "", flagged: bool = False) -> TableCell:
+    return TableCell(text=value, detail=detail, sort=value, flagged=flagged)
+
+
+def count(value: int) -> TableCell:
+    return TableCell(text=str(value), sort=float(value))
+
+
+def absent(reason: str, status: str = "absent") -> TableCell:
+    """A number that is not there."""
+    return TableCell(text=notation.shorten(reason), reason=reason, status=status)
+
+
+def number(finding: Finding, flagged: bool = False) -> TableCell:
+    """A finding, with its interval as the detail."""
+    if finding.value is None:
+        return absent(finding.reason, finding.status)
+    shown, bounds = notation.interval(finding.value, finding.low, finding.high, finding.unit)
+    return TableCell(text=shown, detail=bounds, sort=finding.value, flagged=flagged)
+
+
+def shared_note(findings: Sequence[Finding], name: str) -> str:
+    """The value of coordinate `name` if all findings share it, else ""."""
+    values = {finding.coordinates.get(name) for finding in findings if finding.value is not None}
+    values.discard(None)
+    return str(values.pop()) if len(values) == 1 else ""

@@ -1,0 +1,219 @@
+"""What the records let one say, in plain words, and what they do not.
+
+A lower bits per byte is claimed only where intervals do not overlap, and only within rows of one size and corpus that
+agree on at least one declared budget. Fewer than three seeds, or a declared budget that differs by more than five per
+cent, make the whole comparison exploratory.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from archbench.record import Record
+from archbench.report import notation
+from archbench.report.budget import AxisMatch, budget
+from archbench.report.evidence import Evidence, Finding, Row, known, separated
+from archbench.report.quality import STATES, deviation
+
+MIN_SEEDS = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Headline:
+    """`exploratory` lists the reasons for that label; empty when it does not apply."""
+
+    title: str
+    subtitle: tuple[tuple[str, str], ...]
+    paragraphs: tuple[str, ...]
+    exploratory: tuple[str, ...]
+    remarks: tuple[str, ...]
+
+
+def headline(evidence: Evidence, remarks: list[str]) -> Headline:
+    arenas = evidence.arenas
+    paragraphs, reasons = [], []
+    for (size, corpus), rows in arenas.items():
+        place = _place(size, corpus, len(arenas) > 1)
+        match = budget(evidence, rows)
+        paragraphs.append(_quality(evidence, rows, match, place))
+        reasons += [f"{place}{reason}" for reason in _mismatches(match)]
+    seeds = min((len(row.seeds) for row in evidence.architectures), default=0)
+    if seeds < MIN_SEEDS:
+        counted = {0: "no trained architecture", 1: "one seed"}.get(seeds, f"{seeds} seeds")
+        reasons.insert(0, f"{counted}, where {MIN_SEEDS} are needed to see the luck of training")
+    if not paragraphs:
+        paragraphs.append("No architecture with trained parameters is in these records.")
+    head = evidence.records[0]
+    return Headline(
+        title=head.suite or "archbench run",
+        subtitle=_subtitle(evidence.records),
+        paragraphs=tuple(paragraphs),
+        exploratory=tuple(reasons),
+        remarks=tuple(remarks),
+    )
+
+
+def _place(size: str, corpus: str, several: bool) -> str:
+    return f"At size {size} on {corpus}: " if several else ""
+
+
+def _subtitle(records: list[Record]) -> tuple[tuple[str, str], ...]:
+    head = records[-1]
+    created = sorted(record.created for record in records if record.created)
+    environment = head.environment
+    memory = environment.get("memory_bytes")
+    machine = [
+        str(environment.get("cpu") or environment.get("machine") or "machine not recorded"),
+        f"{environment['cores']} cores" if environment.get("cores") else "",
+        f"{float(memory) / 2**30:.0f} GiB" if memory else "",
+        str(environment.get("system") or ""),
+    ]
+    return (
+        ("suite", head.suite or "not recorded"),
+        ("date", created[-1] if created else "not recorded"),
+        ("machine", ", ".join(part for part in machine if part)),
+        ("command", head.command or "not recorded"),
+    )
+
+
+def _quality(evidence: Evidence, rows: list[Row], match: list[AxisMatch], place: str) -> str:
+    state = _headline_state(evidence, rows)
+    found = [(row, evidence.find(row, "likelihood", "bits_per_byte", state=state)) for row in rows]
+    have = sorted([pair for pair in found if pair[1].value is not None], key=lambda pair: known(pair[1]))
+    sentences = []
+    for row, finding in have:
+        sentences.append(f"{row.name} {_bits(finding)}")
+    lack = [
+        f"{row.name} has no bits per byte ({notation.shorten(finding.reason, 90)})"
+        for row, finding in found
+        if finding.value is None
+    ]
+    text = f"{place}bits per byte of held-out text, {_state_words(state)}: {', '.join(sentences)}" if have else place
+    text = f"{text[:1].upper()}{text[1:]}".rstrip()
+    parts = [text + "."] if have else ([text] if text else [])
+    parts += [f"{sentence}." for sentence in lack]
+    if len(have) > 1:
+        parts.append(_ranking(have, match))
+        parts += _other_states(evidence, [row for row, _ in have], state, match)
+    elif have:
+        parts.append("There is no second architecture with this number to hold it against.")
+    parts += _floors(evidence, have, state)
+    parts.append(_seeds(rows))
+    return " ".join(parts)
+
+
+def _headline_state(evidence: Evidence, rows: list[Row]) -> str:
+    """The first state that most rows have; `reset` comes first, as it gives all of them the same context."""
+
+    def support(state: str) -> int:
+        return sum(evidence.find(r, "likelihood", "bits_per_byte", state=state).value is not None for r in rows)
+
+    return max(STATES, key=support)
+
+
+def _state_words(state: str) -> str:
+    return {
+        "reset": "with the state reset at every window",
+        "sliding": "in sliding windows",
+        "carried": "with the state carried through each document",
+    }[state]
+
+
+def _bits(finding: Finding) -> str:
+    value, bounds = notation.interval(known(finding), finding.low, finding.high, finding.unit)
+    return f"{value} {bounds}" if bounds else f"{value} (no interval)"
+
+
+def _ranking(have: list[tuple[Row, Finding]], match: list[AxisMatch]) -> str:
+    (best, lowest), rest = have[0], have[1:]
+    matched = [axis for axis in match if axis.axis.declared and axis.matched]
+    if not matched:
+        return "No declared budget is matched within 5 %, so nothing is ranked."
+    equal = notation.listed([f"{axis.axis.name} (within {_residual(axis)})" for axis in matched])
+    apart = [row.name for row, finding in rest if separated(lowest, finding)]
+    close = [row.name for row, finding in rest if not separated(lowest, finding)]
+    if any(not finding.has_interval for _, finding in have):
+        return f"At equal {equal}, some values have no interval, so no difference can be claimed."
+    if not close:
+        gap = known(rest[0][1]) - known(lowest)
+        return (
+            f"At equal {equal}, {best.name} has the lowest: its interval does not overlap with "
+            f"{'that of ' + apart[0] if len(apart) == 1 else 'any other'}; the gap to {rest[0][0].name} is "
+            f"{notation.plain(gap)} bits per byte ({notation.percent(gap / known(rest[0][1]))})."
+        )
+    also = f"; {notation.listed(apart)} lie{'s' if len(apart) == 1 else ''} above {best.name}" if apart else ""
+    return (
+        f"At equal {equal}, the intervals of {notation.listed([best.name, *close])} overlap, so this run does not tell "
+        f"them apart{also}."
+    )
+
+
+def _residual(axis: AxisMatch) -> str:
+    return notation.percent(abs(axis.mismatch or 0.0))
+
+
+def _other_states(evidence: Evidence, rows: list[Row], state: str, match: list[AxisMatch]) -> list[str]:
+    """A sentence for each other state under which another architecture is ahead beyond its interval."""
+    if not any(axis.axis.declared and axis.matched for axis in match):
+        return []
+    sentences = []
+    first = min(rows, key=lambda row: known(evidence.find(row, "likelihood", "bits_per_byte", state=state)))
+    for other in STATES:
+        pairs = [(row, evidence.find(row, "likelihood", "bits_per_byte", state=other)) for row in rows]
+        if other == state or any(finding.value is None for _, finding in pairs):
+            continue
+        (best, lowest), *rest = sorted(pairs, key=lambda pair: known(pair[1]))
+        if best != first and all(separated(lowest, finding) for _, finding in rest):
+            sentences.append(
+                f"{_state_words(other).capitalize()}, {best.name} has the lowest instead: {_bits(lowest)}."
+            )
+    return sentences
+
+
+def _floors(evidence: Evidence, have: list[tuple[Row, Finding]], state: str) -> list[str]:
+    """Whether each architecture is below the best reference; one that is not has learned little."""
+    floors = [
+        (row, evidence.find(row, "likelihood", "bits_per_byte", state=state))
+        for row in evidence.references
+        if have and row.corpus == have[0][0].corpus
+    ]
+    floors = [(row, finding) for row, finding in floors if finding.value is not None]
+    if not floors:
+        return []
+    best, floor = min(floors, key=lambda pair: known(pair[1]))
+    above = [row.name for row, finding in have if not (separated(finding, floor) and known(finding) < known(floor))]
+    if above:
+        return [
+            f"Not clearly below the {best.name} reference ({_bits(floor)}): {notation.listed(above)}; "
+            "such a model has learned little."
+        ]
+    return [
+        f"The {best.name} reference stands at {_bits(floor)}; {'both' if len(have) == 2 else 'all'} are below it."
+        if len(have) > 1
+        else f"The {best.name} reference stands at {_bits(floor)}, above it."
+    ]
+
+
+def _seeds(rows: list[Row]) -> str:
+    counts = sorted({len(row.seeds) for row in rows})
+    if counts == [1]:
+        return "One training each: the intervals do not cover the luck of training."
+    shown = str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
+    return f"Seeds: {shown} each; where there are several, values are means and intervals are over seeds."
+
+
+def _mismatches(match: list[AxisMatch]) -> list[str]:
+    reasons = []
+    for axis in match:
+        if not axis.axis.declared or len(axis.entries) < 2 or axis.matched:
+            continue
+        if axis.mismatch is None:
+            missing = [entry.row.name for entry in axis.entries if entry.deviation is None]
+            reasons.append(f"{axis.axis.name} not known for {notation.listed(missing)}")
+        else:
+            worst = max(axis.entries, key=lambda entry: abs(entry.deviation or 0.0))
+            reasons.append(
+                f"{axis.axis.name} of {worst.row.name} differ by {deviation(axis.mismatch)} "
+                f"from {axis.entries[0].row.name}"
+            )
+    return reasons
