@@ -306,7 +306,9 @@ def test_12_17_padding_with_a_zero_step_keeps_the_state(level):
     padded = {name: F.pad(inputs[name], (0, 0, 0, 50), value=1.0) for name in ("x", "B", "C", "z")}
     padded["dt"] = F.pad(inputs["dt"], (0, 0, 0, 50), value=-1e4)
     _, h_padded = selective_scan(**{**inputs, **padded}, backend=level)
-    assert torch.equal(h, h_padded)
+    assert relative(h_padded, h) < 1e-6
+    if level == "native":
+        assert torch.equal(h, h_padded)
 
 
 # ---- how it runs ----
@@ -349,9 +351,8 @@ def test_views_into_a_wider_projection_are_taken_as_they_lie(level):
     gy, gh = torch.ones_like(inputs["x"]), torch.ones_like(inputs["h0"])
     wanted, wanted_gradients = with_gradients(inputs, level, gy, gh)
     for given in ({**inputs, **views}, strided):
-        found = selective_scan(**given, backend=level)
-        assert torch.equal(found[0], wanted[0])
-        assert torch.equal(found[1], wanted[1])
+        for one, other in zip(selective_scan(**given, backend=level), wanted, strict=True):
+            assert relative(one, other) < 1e-6
     leaf = wide.clone().requires_grad_()
     views = dict(zip(("x", "dt", "z", "B", "C"), leaf.split((19, 19, 19, 5, 5), -1), strict=True))
     y, h = selective_scan(**{**inputs, **views}, backend=level)
@@ -399,7 +400,9 @@ def test_the_operators_are_well_formed(level):
     values = [tensor.detach() for tensor in leaves]
     _, h, starts = operators.selective_scan(*values, True, level)
     given = (values[0].clone(), h, *values, starts, level)
-    torch.library.opcheck(operators.selective_scan_backward.default, given, test_utils=("test_schema", "test_faketensor"))
+    torch.library.opcheck(
+        operators.selective_scan_backward.default, given, test_utils=("test_schema", "test_faketensor")
+    )
     one = [values[i][:, 0] if i in (0, 1, 3, 4, 6) else values[i] for i in range(9)]
     torch.library.opcheck(operators.selective_scan_step.default, one, test_utils=("test_schema", "test_faketensor"))
 

@@ -80,7 +80,7 @@ def test_no_candidate_is_nearer(name, size):
 def test_solving_is_quick(mamba):
     start = time.process_time()
     sizes.solve(mamba, 256, "small")
-    assert time.process_time() - start < 1.0
+    assert time.process_time() - start < 2.0  # about 0.2 on a quiet core, without shape checks
 
 
 def test_small_transformers_have_sensible_shapes(transformer):

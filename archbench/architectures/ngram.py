@@ -23,7 +23,7 @@ from archbench.errors import ConfigError
 from archbench.model import Architecture, AutoregressiveModel, Batch, Loss, Phase, Traits
 
 MAX_CELLS = 2**26
-"""Largest count table: 256 MB of fp32."""
+"""Largest count table: 256 MB of 32-bit counts."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +55,8 @@ class Ngram(AutoregressiveModel):
         self.config = config
         self.vocab_size = config.vocab_size
         for order in range(1, config.order + 1):
-            self.register_buffer(f"counts_{order}", torch.zeros(*[config.vocab_size] * order))
+            # Whole numbers: fp32 stops counting at 2^24.
+            self.register_buffer(f"counts_{order}", torch.zeros([config.vocab_size] * order, dtype=torch.int32))
 
     def counts(self, order: int) -> Tensor:
         return self.get_buffer(f"counts_{order}")
@@ -74,7 +75,8 @@ class Ngram(AutoregressiveModel):
                 padded[:, longest - 2] = tokens[:, 0]
             for order in range(1, longest + 1):
                 grams = padded.unfold(1, order, 1)[:, longest - order :].reshape(-1, order)
-                self.counts(order).index_put_(tuple(grams.T), torch.ones(len(grams)), accumulate=True)
+                counts = self.counts(order)
+                counts.index_put_(tuple(grams.T), counts.new_ones(len(grams)), accumulate=True)
         return Loss(loss)
 
     def initial_layers(self, batch_size: int) -> Int[Tensor, "b k"]:

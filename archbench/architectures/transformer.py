@@ -18,7 +18,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import lru_cache, partial
 from typing import Any
 
 from jaxtyping import Float, Int
@@ -207,7 +207,7 @@ class Transformer(AutoregressiveModel):
         return float(self.unembedding.flops(1))
 
 
-@cache
+@lru_cache
 def candidates(vocab_size: int) -> tuple[TransformerConfig, ...]:
     """Depth grows with width: 4 layers at 128, 12 at 768, 32 at 4096, rounded down and up. Heads are 32 to 64 wide, the
     widest that divides the width; the feed-forward is 7/3 to 10/3 times as wide as the residual stream."""

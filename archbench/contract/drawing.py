@@ -96,7 +96,12 @@ def greedy_is_certain(subject: Candidate) -> Finding:
 
 
 def chi_square_p(counts: Int[Tensor, " n"], probabilities: Float[Tensor, " n"]) -> float:
-    """Probability of a fit as bad as this, cells expected fewer than five times being joined (Cochran's rule)."""
+    """Probability of a fit as bad as this, cells expected fewer than five times being joined (Cochran's rule).
+
+    Zero when something impossible was counted.
+    """
+    if bool(counts[probabilities == 0].any()):
+        return 0.0
     wide = probabilities.double()
     expected = wide / wide.sum() * counts.sum()
     order = expected.argsort(descending=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from jaxtyping import Int
 from torch import Tensor
 
 from archbench.contract.subject import (
@@ -12,31 +13,32 @@ from archbench.contract.subject import (
     apart,
     difference,
     found,
+    gap,
     likelihood,
     next_log_probs,
     not_applicable,
     read,
+    sequel,
     written_rows,
 )
+from archbench.model import SequenceModel
 from archbench.sampling import GREEDY
+from archbench.state import State
 
 
 def chunked_prefill(subject: Candidate) -> Finding:
     """Reading a text in two pieces, cut anywhere, or stride by stride, equals reading it at once."""
     model, stride = subject.model(), subject.traits.stride
     text = subject.prompt(2)
-    cuts = range(stride, text.shape[1], stride)
-    worst, at = 0.0, "none"
-    for cut in cuts:
+    expected = sequel(subject, model, read(model, text))
+    gaps = {"stride by stride": gap(sequel(subject, model, _read_in_strides(model, text, stride)), expected)}
+    for cut in range(stride, text.shape[1], stride):
         state = model.prefill(text[:, cut:], read(model, text[:, :cut]))
-        gap = apart(subject, model, state, read(model, text))
-        worst, at = (gap, f"cut {cut}") if gap > worst else (worst, at)
-    state = model.initial_state(2)
-    for start in range(0, text.shape[1], stride):
-        state = model.prefill(text[:, start : start + stride], state)
-    gap = apart(subject, model, state, read(model, text))
-    worst, at = (gap, "stride by stride") if gap > worst else (worst, at)
-    detail = f"largest difference {worst:.1e} ({at}) over {len(cuts)} cuts of {text.shape[1]} tokens, {_allowed()}"
+        gaps[f"cut {cut}"] = gap(sequel(subject, model, state), expected)
+    at, worst = max(gaps.items(), key=lambda item: item[1])
+    detail = (
+        f"largest difference {worst:.1e} ({at}) over {len(gaps)} ways of cutting {text.shape[1]} tokens, {_allowed()}"
+    )
     return found("chunked_prefill", worst <= TOLERANCE, detail)
 
 
@@ -122,6 +124,13 @@ def causality(subject: Candidate) -> Finding:
         later = max(later, difference(other[:, j + 1 :], base[:, j + 1 :]))
     detail = f"largest change before and at the changed token {earlier:.1e}, allowed 0; after it {later:.1e}"
     return found("causality", earlier == 0, detail)
+
+
+def _read_in_strides(model: SequenceModel, text: Int[Tensor, "b t"], stride: int) -> State:
+    state = model.initial_state(text.shape[0])
+    for piece in text.split(stride, dim=1):
+        state = model.prefill(piece, state)
+    return state
 
 
 def _allowed() -> str:

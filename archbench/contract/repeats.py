@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_model, save_model
 from torch import Generator, Tensor
 
-from archbench.contract.subject import Candidate, Finding, apart, found, read, train, train_phase, written
+from archbench.contract.subject import Candidate, Finding, found, gap, read, sequel, train, train_phase, written
 from archbench.sampling import PLAIN
 
 
@@ -28,7 +28,7 @@ def save_and_load(subject: Candidate) -> Finding:
         except RuntimeError as error:  # tensors that overlap in part, or names that do not match
             return found("save_and_load", False, str(error).splitlines()[0])
     prompt = subject.prompt(2)
-    worst = apart(subject, model, read(model, prompt), read(other, prompt), other)
+    worst = gap(*(sequel(subject, m, read(m, prompt)) for m in (model, other)))
     n_tensors = len(model.state_dict())
     return found("save_and_load", worst == 0, f"{n_tensors} tensors; largest difference {worst:.1e}, allowed 0")
 

@@ -12,7 +12,7 @@ import copy
 import math
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import torch
 from jaxtyping import Float, Int
@@ -190,19 +190,33 @@ def difference(a: Float[Tensor, "*n"], b: Float[Tensor, "*n"]) -> float:
     return gap.max().item() if gap.numel() else 0.0
 
 
-def apart(subject: Candidate, model: SequenceModel, a: State, b: State, other: SequenceModel | None = None) -> float:
-    """How far two states of equal batch size are apart, the second being `other`'s if given; both are given up.
+class Sequel(NamedTuple):
+    """What comes after a state: the greedy text, and the log-probabilities of the probe or, without them, a draw."""
 
-    The largest `difference` of the probe's log-probabilities, or infinity where other tokens are written.
-    """
+    greedy: Int[Tensor, "b n"]
+    drawn: Int[Tensor, "b n"] | None
+    log_probs: Float[Tensor, "b n v"] | None
+
+
+def sequel(subject: Candidate, model: SequenceModel, state: State) -> Sequel:
+    """What comes after `state`, which is given up."""
     n = subject.probe_length
-    branches = ((model, a), (model if other is None else other, b))
-    greedy = [written(m, copy_state(state), n) for m, state in branches]
-    if not torch.equal(*greedy):
+    greedy = written(model, copy_state(state), n)
+    if (scorer := likelihood(model)) is None:
+        return Sequel(greedy, written(model, state, n, PLAIN, Generator().manual_seed(7)), None)
+    return Sequel(greedy, None, scorer.score(subject.probe(greedy.shape[0]), state)[0])
+
+
+def gap(a: Sequel, b: Sequel) -> float:
+    """The largest `difference` of the probe's log-probabilities, or infinity where other tokens are written."""
+    if not torch.equal(a.greedy, b.greedy):
         return math.inf
-    if likelihood(model) is None:
-        drawn = [written(m, state, n, PLAIN, Generator().manual_seed(7)) for m, state in branches]
-        return 0.0 if torch.equal(*drawn) else math.inf
-    probe = subject.probe(rows_of(a))
-    scores = [scorer.score(probe, state)[0] for m, state in branches if (scorer := likelihood(m)) is not None]
-    return difference(*scores)
+    if a.log_probs is not None and b.log_probs is not None:
+        return difference(a.log_probs, b.log_probs)
+    assert a.drawn is not None and b.drawn is not None
+    return 0.0 if torch.equal(a.drawn, b.drawn) else math.inf
+
+
+def apart(subject: Candidate, model: SequenceModel, a: State, b: State) -> float:
+    """How far two states of equal batch size are apart; both are given up."""
+    return gap(sequel(subject, model, a), sequel(subject, model, b))

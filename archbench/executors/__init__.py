@@ -8,12 +8,9 @@ so a task may run anywhere that sees the same files.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 Task = dict[str, Any]
 Event = dict[str, Any]
 Handle = Callable[[int, Event], None]
-
-
-class Executor(Protocol):
-    def __call__(self, tasks: Sequence[Task], handle: Handle, n_workers: int) -> None: ...
+Executor = Callable[[Sequence[Task], Handle, int], None]

@@ -232,13 +232,14 @@ def _gradients(
     function: Callable[..., Tensor], gy: Tensor | None, inputs: tuple[Tensor | None, ...]
 ) -> tuple[Tensor | None, ...]:
     """Gradients of `function(*inputs)` for the output gradient gy; zero where it does not depend on an input."""
-    if gy is None:
+    if gy is None or gy.numel() == 0:
         return tuple(None if tensor is None else torch.zeros_like(tensor) for tensor in inputs)
     with _autograd_on():
         leaves = [None if tensor is None else tensor.detach().requires_grad_() for tensor in inputs]
         present = [leaf for leaf in leaves if leaf is not None]
         found = iter(torch.autograd.grad(function(*leaves), present, gy, allow_unused=True, materialize_grads=True))
-    return tuple(None if leaf is None else next(found) for leaf in leaves)
+    # Two gradients may be parts of one tensor, which an operator must not return.
+    return tuple(None if leaf is None else next(found).clone() for leaf in leaves)
 
 
 @contextmanager

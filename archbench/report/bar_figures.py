@@ -23,7 +23,7 @@ def budget_strip(arenas: list[tuple[str, list[AxisMatch]]], styles: dict[Row, St
         return Omitted(name=name, title=title, reason="there is no second architecture to hold against the first")
     shown = several[:3]
     figure, panels = drawing.canvas(len(shown), wide=True)
-    axes_names = [match.axis.name for match in shown[0][1]]
+    axes_names = [match.axis for match in shown[0][1]]
     extent = 0.0
     for panel, (place, match) in zip(panels, shown, strict=True):
         panel.axvspan(-TOLERANCE, TOLERANCE, color="#0B7A4B", alpha=0.12, linewidth=0)
@@ -57,7 +57,7 @@ def budget_strip(arenas: list[tuple[str, list[AxisMatch]]], styles: dict[Row, St
     drawing.legend(figure, styles, rows, marks="points")
     data = pd.DataFrame(
         {
-            "axis": axis.axis.name, "declared": axis.axis.declared, "at": axis.note, "row": entry.row.name,
+            "axis": axis.axis, "declared": axis.declared, "at": axis.note, "row": entry.row.name,
             "size": entry.row.size, "value": entry.finding.value, "unit": entry.finding.unit,
             "deviation": entry.deviation, "matched": entry.matched, "reason": entry.finding.reason,
         }
@@ -66,7 +66,7 @@ def budget_strip(arenas: list[tuple[str, list[AxisMatch]]], styles: dict[Row, St
         for entry in axis.entries
     )  # fmt: skip
     told = "; ".join(
-        f"{entry.row.name} {axis.axis.name} {deviation(entry.deviation)}"
+        f"{entry.row.name} {axis.axis} {deviation(entry.deviation)}"
         for axis in shown[0][1]
         for entry in axis.entries[1:]
         if entry.deviation is not None

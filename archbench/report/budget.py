@@ -6,7 +6,9 @@ along an axis on which the rows agree within five per cent; every residual is pr
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from archbench.report.evidence import Evidence, Finding, Row, known
 
@@ -14,21 +16,28 @@ TOLERANCE = 0.05
 """Largest relative deviation from the first row that still counts as matched."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Axis:
-    """`declared` axes are what a budget fixes before training; the others are outcomes, which need not be equal."""
+PARAMETERS = "parameters"
+NON_EMBEDDING = "non-embedding parameters"
+TRAINING_BYTES = "training bytes"
+TRAINING_FLOPS = "training FLOPs"
+FLOPS_PER_BYTE = "training FLOPs per byte"
+STATE = "state bytes"
+WALL = "training wall-clock"
 
-    name: str
-    declared: bool
+_BY_BUDGET = {"bytes": TRAINING_BYTES, "tokens": TRAINING_BYTES, "flops": TRAINING_FLOPS, "seconds": WALL}
+_BY_MATCH = {"parameters": PARAMETERS, "non_embedding": NON_EMBEDDING, "training_flops": FLOPS_PER_BYTE}
+_UNDECLARED = frozenset({PARAMETERS, TRAINING_BYTES, TRAINING_FLOPS})
+"""Held against each other when the configs do not say what was to be equal."""
 
 
-PARAMETERS = Axis(name="parameters", declared=True)
-NON_EMBEDDING = Axis(name="non-embedding parameters", declared=False)
-TRAINING_BYTES = Axis(name="training bytes", declared=True)
-TRAINING_FLOPS = Axis(name="training FLOPs", declared=True)
-FLOPS_PER_BYTE = Axis(name="training FLOPs per byte", declared=False)
-STATE = Axis(name="state bytes", declared=False)
-WALL = Axis(name="training wall-clock", declared=False)
+def declared_axes(configs: Iterable[Mapping[str, Any]]) -> frozenset[str]:
+    """What the suite set out to make equal: the unit of the training budget, and what sizes were solved for."""
+    axes: set[str] = set()
+    for config in configs:
+        given = (config.get("training") or {}).get("budget") or {}
+        axes |= {axis for unit, axis in _BY_BUDGET.items() if given.get(unit) is not None}
+        axes |= {axis for match, axis in _BY_MATCH.items() if config.get("match") == match}
+    return frozenset(axes) or _UNDECLARED
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +45,6 @@ class Entry:
     """One row on one axis. `deviation` is value / first row's value - 1; None where one of the two is missing."""
 
     row: Row
-    axis: Axis
     finding: Finding
     deviation: float | None
 
@@ -47,9 +55,11 @@ class Entry:
 
 @dataclass(frozen=True, kw_only=True)
 class AxisMatch:
-    """All rows of one arena on one axis; `note` says at which point of the grid, where that matters."""
+    """All rows of one arena on one axis. `declared` axes were to be equal; the others are outcomes. `note` says at
+    which point of the grid, where that matters."""
 
-    axis: Axis
+    axis: str
+    declared: bool
     entries: tuple[Entry, ...]
     note: str = ""
 
@@ -99,10 +109,11 @@ def budget(evidence: Evidence, rows: list[Row]) -> list[AxisMatch]:
         (STATE, [evidence.find(row, "cost", "state_bytes", **at) for row in rows], state_note),
         (WALL, [evidence.find(row, "training", "seconds") for row in rows], ""),
     ]
-    return [_match(axis, rows, findings, note) for axis, findings, note in plans]
+    declared = declared_axes(evidence.config(row) for row in rows)
+    return [_match(axis, axis in declared, rows, findings, note) for axis, findings, note in plans]
 
 
-def _match(axis: Axis, rows: list[Row], findings: list[Finding], note: str) -> AxisMatch:
+def _match(axis: str, declared: bool, rows: list[Row], findings: list[Finding], note: str) -> AxisMatch:
     first = findings[0].value
 
     def deviation(finding: Finding) -> float | None:
@@ -113,7 +124,7 @@ def _match(axis: Axis, rows: list[Row], findings: list[Finding], note: str) -> A
         return known(finding) / first - 1
 
     entries = tuple(
-        Entry(row=row, axis=axis, finding=finding, deviation=deviation(finding))
+        Entry(row=row, finding=finding, deviation=deviation(finding))
         for row, finding in zip(rows, findings, strict=True)
     )
-    return AxisMatch(axis=axis, entries=entries, note=note)
+    return AxisMatch(axis=axis, declared=declared, entries=entries, note=note)

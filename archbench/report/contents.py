@@ -11,8 +11,9 @@ from archbench.report.costs import cost_tables
 from archbench.report.drawing import Drawing, Omitted
 from archbench.report.evidence import Evidence
 from archbench.report.learning_figures import loss_curves, quality_against_flops
-from archbench.report.others import Provenance, failures_table, other_table, provenance
+from archbench.report.others import failures_table, other_table
 from archbench.report.palette import styles
+from archbench.report.provenance import Provenance, provenance
 from archbench.report.quality import budget_table, quality_table
 from archbench.report.table import Table
 from archbench.report.verdict import Headline, headline

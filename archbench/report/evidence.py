@@ -21,11 +21,13 @@ SEED_CONFIDENCE = 0.95
 
 At = tuple[tuple[str, Any], ...]
 """Coordinates of a point as a sorted tuple, so that they can be a key."""
+CellId = tuple[str, str, str]
+"""Cell, label and size: one cell may be shown under two labels."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One line of a table. `reference` rows are floors with no trained parameter, such as n-gram models."""
+    """One line of a table. `reference` rows are floors (n-gram models): see `_references`."""
 
     label: str
     size: str
@@ -105,7 +107,7 @@ class Evidence:
         self._measured: set[tuple[Row, str]] = set()
         self._quantities: set[tuple[str, str]] = set()
         for record in self.records:
-            row = row_of_cell[record.cell]
+            row = row_of_cell[cell_id(record)]
             self._planned.add((row, record.metric))
             if record.status == "ok":
                 self._measured.add((row, record.metric))
@@ -131,7 +133,11 @@ class Evidence:
         return dict(arenas)
 
     def row_of(self, record: Record) -> Row:
-        return self._row_of_cell[record.cell]
+        return self._row_of_cell[cell_id(record)]
+
+    def config(self, row: Row) -> dict[str, Any]:
+        """The resolved config of a row's first cell."""
+        return next(record.config for record in self.records if self.row_of(record) == row)
 
     def series(self, row: Row, metric: str, quantity: str, **at: Any) -> list[Finding]:
         """The findings at every recorded point that agrees with `at`, in the order of their coordinates."""
@@ -176,6 +182,10 @@ class Evidence:
         return self._missing.get((row, metric), [])
 
 
+def cell_id(record: Record) -> CellId:
+    return record.cell, record.label, record.size
+
+
 def freeze(at: dict[str, Any]) -> At:
     return tuple(sorted((name, tuple(value) if type(value) is list else value) for name, value in at.items()))
 
@@ -200,61 +210,70 @@ def _status(record: Record) -> Literal["unsupported", "failed"]:
 
 def _current(records: Sequence[Record]) -> list[Record]:
     last: dict[tuple[Any, ...], int] = {}
-    succeeded: dict[tuple[str, str], int] = {}
+    succeeded: dict[tuple[CellId, str], int] = {}
     for index, record in enumerate(records):
-        last[record.cell, record.metric, record.quantity, freeze(record.at)] = index
+        last[cell_id(record), record.metric, record.quantity, freeze(record.at)] = index
         if record.status == "ok":
-            succeeded[record.cell, record.metric] = index
+            succeeded[cell_id(record), record.metric] = index
     return [
         records[index]
         for index in sorted(last.values())
-        if records[index].status != "failed" or succeeded.get((records[index].cell, records[index].metric), -1) < index
+        if records[index].status != "failed"
+        or succeeded.get((cell_id(records[index]), records[index].metric), -1) < index
     ]
 
 
-def _rows(records: Sequence[Record]) -> dict[str, Row]:
+def _rows(records: Sequence[Record]) -> dict[CellId, Row]:
     """Cell -> row, in order of first appearance. Cells that differ only in their seed share a row.
 
     Of several cells with equal label, size, codec, corpus and seed (a grid), the first of each seed make one row, the
     second another, and so on. A row's name says no more than is needed to tell it from the others.
     """
-    first: dict[str, Record] = {}
-    floors: set[str] = set()
+    first: dict[CellId, Record] = {}
     for record in records:
-        first.setdefault(record.cell, record)
-        is_size = (record.metric, record.quantity, record.at.get("kind")) == ("cost", "parameters", "total")
-        if is_size and record.value == 0:
-            floors.add(record.cell)
+        first.setdefault(cell_id(record), record)
+    references = _references(records)
     taken: dict[tuple[Any, ...], int] = defaultdict(int)
-    cells_of: dict[tuple[str, str, str, str, int], list[str]] = defaultdict(list)
-    by_label: dict[str, list[tuple[str, str, str, str, int]]] = defaultdict(list)
+    key_of: dict[CellId, tuple[str, str, str, str, int]] = {}
     for cell, record in first.items():
         place = (record.label, record.size, record.codec, record.corpus)
         taken[place, record.seed] += 1
-        key = (*place, taken[place, record.seed])
+        key_of[cell] = (*place, taken[place, record.seed])
+    cells_of: dict[tuple[str, str, str, str, int], list[CellId]] = defaultdict(list)
+    for cell, key in key_of.items():
         cells_of[key].append(cell)
-        if key not in by_label[record.label]:
-            by_label[record.label].append(key)
-    rows: dict[str, Row] = {}
-    for cell in first:
-        key = next(key for key in by_label[first[cell].label] if cell in cells_of[key])
-        siblings = by_label[first[cell].label]
-        parts = [str(part) for index, part in enumerate(key[:4]) if index == 0 or len({k[index] for k in siblings}) > 1]
+    made: dict[tuple[str, str, str, str, int], Row] = {}
+    for key, cells in cells_of.items():
+        siblings = [other for other in cells_of if other[0] == key[0]]
+        parts = [part for index, part in enumerate(key[:4]) if index == 0 or len({k[index] for k in siblings}) > 1]
         grid = [other for other in siblings if other[:4] == key[:4]]
         if len(grid) > 1:
-            parts.append(_difference(first[cells_of[key][0]], [first[cells_of[other][0]] for other in grid]))
-        rows[cell] = Row(
+            parts.append(_difference(first[cells[0]], [first[cells_of[other][0]] for other in grid]))
+        made[key] = Row(
             label=key[0],
             size=key[1],
             codec=key[2],
             corpus=key[3],
             variant=key[4],
-            architecture=first[cells_of[key][0]].architecture,
+            architecture=first[cells[0]].architecture,
             name=" ".join(parts),
-            reference=cells_of[key][0] in floors,
-            seeds=tuple(sorted({first[other].seed for other in cells_of[key]})),
+            reference=cells[0] in references,
+            seeds=tuple(sorted({first[cell].seed for cell in cells})),
         )
-    return rows
+    return {cell: made[key] for cell, key in key_of.items()}
+
+
+def _references(records: Sequence[Record]) -> set[CellId]:
+    """Cells that are floors and not contenders: no trained parameter, or asked neither for their training nor for
+    their cost while other cells were."""
+    cells = {cell_id(record) for record in records}
+    contenders = {cell_id(record) for record in records if record.metric in ("training", "cost")}
+    untrained = {
+        cell_id(record)
+        for record in records
+        if record.quantity == "parameters" and record.at.get("kind") == "total" and record.value == 0
+    }
+    return untrained | (cells - contenders if contenders else set())
 
 
 def _difference(record: Record, siblings: Sequence[Record]) -> str:

@@ -71,7 +71,7 @@ def budget_table(match: list[AxisMatch], name: str = "") -> Table:
     rows = [entry.row for entry in match[0].entries]
     lines = []
     for axis in match:
-        cells = [table.text(axis.axis.name + ("" if axis.axis.declared else " *"), axis.note)]
+        cells = [table.text(axis.axis + ("" if axis.declared else " *"), axis.note)]
         for index, entry in enumerate(axis.entries):
             cell = table.number(entry.finding)
             if entry.deviation is None and not cell.reason:

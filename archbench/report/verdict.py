@@ -126,10 +126,10 @@ def _bits(finding: Finding) -> str:
 
 def _ranking(have: list[tuple[Row, Finding]], match: list[AxisMatch]) -> str:
     (best, lowest), rest = have[0], have[1:]
-    matched = [axis for axis in match if axis.axis.declared and axis.matched]
+    matched = [axis for axis in match if axis.declared and axis.matched]
     if not matched:
         return "No declared budget is matched within 5 %, so nothing is ranked."
-    equal = notation.listed([f"{axis.axis.name} (within {_residual(axis)})" for axis in matched])
+    equal = notation.listed([f"{axis.axis} (within {_residual(axis)})" for axis in matched])
     apart = [row.name for row, finding in rest if separated(lowest, finding)]
     close = [row.name for row, finding in rest if not separated(lowest, finding)]
     if any(not finding.has_interval for _, finding in have):
@@ -154,7 +154,7 @@ def _residual(axis: AxisMatch) -> str:
 
 def _other_states(evidence: Evidence, rows: list[Row], state: str, match: list[AxisMatch]) -> list[str]:
     """A sentence for each other state under which another architecture is ahead beyond its interval."""
-    if not any(axis.axis.declared and axis.matched for axis in match):
+    if not any(axis.declared and axis.matched for axis in match):
         return []
     sentences = []
     first = min(rows, key=lambda row: known(evidence.find(row, "likelihood", "bits_per_byte", state=state)))
@@ -205,15 +205,14 @@ def _seeds(rows: list[Row]) -> str:
 def _mismatches(match: list[AxisMatch]) -> list[str]:
     reasons = []
     for axis in match:
-        if not axis.axis.declared or len(axis.entries) < 2 or axis.matched:
+        if not axis.declared or len(axis.entries) < 2 or axis.matched:
             continue
         if axis.mismatch is None:
             missing = [entry.row.name for entry in axis.entries if entry.deviation is None]
-            reasons.append(f"{axis.axis.name} not known for {notation.listed(missing)}")
+            reasons.append(f"{axis.axis} not known for {notation.listed(missing)}")
         else:
             worst = max(axis.entries, key=lambda entry: abs(entry.deviation or 0.0))
             reasons.append(
-                f"{axis.axis.name} of {worst.row.name} differ by {deviation(axis.mismatch)} "
-                f"from {axis.entries[0].row.name}"
+                f"{axis.axis} of {worst.row.name} differ by {deviation(axis.mismatch)} from {axis.entries[0].row.name}"
             )
     return reasons

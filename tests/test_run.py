@@ -1,0 +1,222 @@
+"""Runs end to end: every job ends in a record, nothing is done twice, and a kill at any moment loses nothing."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+
+import pytest
+
+from archbench.plan import make_plan
+from archbench.record import load, newest, read
+from archbench.run import Options, run
+from archbench.suite import load_suite
+
+SUITE = """
+description: for tests
+size: nano
+training:
+  budget: {bytes: 24_000}
+  context: 32
+  batch: 8
+  learning_rate: 4e-3
+  precision: fp32
+cells:
+  - architecture: transformer
+  - {architecture: ngram, label: bigram, model: {order: 2}}
+metrics:
+  training: {}
+  likelihood: {max_bytes: 4096, max_document_bytes: 1024}
+"""
+STABLE = ("bits_per_byte", "perplexity", "loss", "steps", "flops")
+
+
+@pytest.fixture
+def suite(tmp_path):
+    path = tmp_path / "tiny.yaml"
+    path.write_text(textwrap.dedent(SUITE))
+    return path
+
+
+def go(suite, out, settings=(), only=(), **options):
+    events = []
+    plan = make_plan(load_suite(str(suite), settings), only)
+    outcome = run(plan, Options(out=out, **{"executor": "inline"} | options), events.append)
+    return outcome, events
+
+
+def numbers(path):
+    return {
+        (r.label, r.quantity, json.dumps(r.at, sort_keys=True)): (r.value, tuple(r.samples))
+        for r in read(path)
+        if r.quantity in STABLE
+    }
+
+
+def test_every_job_ends_in_records_with_provenance(suite, tmp_path):
+    outcome, events = go(suite, tmp_path / "out")
+    assert outcome.statuses == {"ok": 4}
+    assert outcome.trained == 2
+    assert {event["event"] for event in events} >= {"progress", "trained", "measured", "done"}
+    for record in read(outcome.path):
+        assert record.status == "ok"
+        assert record.suite == "tiny"
+        assert record.unit
+        assert record.config["model"]["vocab_size"] == 256
+        assert record.config["training"]["budget"]["bytes"] == 24_000
+        assert len(record.data_sha256) == 64
+        assert len(record.source_sha256) == 64
+        assert record.environment["threads"] == 1
+        assert record.environment["packages"]["torch"]
+    frame = load(tmp_path / "out")
+    assert set(frame["label"]) == {"transformer", "bigram"}
+    assert frame["at.state"].notna().any()
+
+
+def test_a_second_run_trains_and_measures_nothing(suite, tmp_path):
+    first, _ = go(suite, tmp_path / "out")
+    again, events = go(suite, tmp_path / "out")
+    assert again.path == first.path
+    assert again.carried == 4
+    assert again.trained == 0
+    assert events == []
+
+
+def test_a_new_metric_reuses_the_checkpoints(suite, tmp_path):
+    first, _ = go(suite, tmp_path / "out")
+    more, events = go(suite, tmp_path / "out", ["metrics.brier_lm.positions=16"])
+    assert more.path != first.path
+    assert more.trained == 0
+    assert more.statuses["ok"] == 6
+    assert more.carried == 4
+    assert {r.metric for r in read(more.path)} == {"training", "likelihood", "brier_lm"}
+    assert newest(tmp_path / "out") == more.path
+
+
+def test_processes_and_inline_give_the_same_records(suite, tmp_path):
+    inline, _ = go(suite, tmp_path / "inline")
+    processes, _ = go(suite, tmp_path / "processes", executor="processes")
+    assert numbers(inline.path) == numbers(processes.path)
+
+
+def test_a_failing_cell_leaves_its_reason_and_the_others_alone(suite, tmp_path):
+    broken = tmp_path / "broken.py"
+    broken.write_text(
+        "import dataclasses\n"
+        "from archbench.architectures import transformer\n"
+        "class Broken(transformer.Transformer):\n"
+        "    def next_token_loss(self, batch):\n"
+        "        raise RuntimeError('it broke\\nin two lines')\n"
+        "ARCHITECTURE = dataclasses.replace(transformer.ARCHITECTURE, build=Broken)\n"
+    )
+    outcome, _ = go(suite, tmp_path / "out", [f"cells.0.architecture={broken}"])
+    assert outcome.statuses == {"failed": 2, "ok": 2}
+    failures = [record for record in read(outcome.path) if record.status == "failed"]
+    assert {record.label for record in failures} == {"broken"}
+    assert all(record.reason == "RuntimeError at broken.py:5: it broke" for record in failures)
+
+
+def test_a_worker_that_dies_is_a_failure_with_its_signal(suite, tmp_path):
+    deadly = tmp_path / "deadly.py"
+    deadly.write_text(
+        "import dataclasses, os, signal\n"
+        "from archbench.architectures import transformer\n"
+        "class Deadly(transformer.Transformer):\n"
+        "    def next_token_loss(self, batch):\n"
+        "        os.kill(os.getpid(), signal.SIGKILL)\n"
+        "ARCHITECTURE = dataclasses.replace(transformer.ARCHITECTURE, build=Deadly)\n"
+    )
+    outcome, _ = go(suite, tmp_path / "out", [f"cells.0.architecture={deadly}"], executor="processes")
+    assert outcome.statuses == {"failed": 2, "ok": 2}
+    assert "SIGKILL" in next(record.reason for record in read(outcome.path) if record.status == "failed")
+
+
+def test_a_mended_failure_replaces_the_failure(suite, tmp_path):
+    flag = tmp_path / "mended"
+    shaky = tmp_path / "shaky.py"
+    shaky.write_text(
+        "import dataclasses, pathlib\n"
+        "from archbench.architectures import transformer\n"
+        "class Shaky(transformer.Transformer):\n"
+        "    def next_token_loss(self, batch):\n"
+        f"        assert pathlib.Path({str(flag)!r}).exists(), 'not yet'\n"
+        "        return super().next_token_loss(batch)\n"
+        "ARCHITECTURE = dataclasses.replace(transformer.ARCHITECTURE, build=Shaky)\n"
+    )
+    failed, _ = go(suite, tmp_path / "out", [f"cells.0.architecture={shaky}"])
+    assert failed.statuses["failed"] == 2
+    flag.touch()
+    mended, _ = go(suite, tmp_path / "out", [f"cells.0.architecture={shaky}"])
+    assert mended.path == failed.path
+    assert mended.statuses == {"ok": 4}
+    assert all(record.status == "ok" for record in read(mended.path))
+
+
+def test_a_record_cut_short_by_a_kill_is_measured_again(suite, tmp_path):
+    outcome, _ = go(suite, tmp_path / "out")
+    whole = numbers(outcome.path)
+    text = outcome.path.read_text()
+    lines = text.splitlines(keepends=True)
+    last_job = json.loads(lines[-1])["job"]
+    keep = [line for line in lines if json.loads(line)["job"] != last_job]
+    outcome.path.write_text("".join(keep) + lines[-1][:40])
+    again, _ = go(suite, tmp_path / "out")
+    assert again.carried == 3
+    assert numbers(again.path) == whole
+
+
+def test_a_run_killed_at_any_moment_ends_with_the_same_records(suite, tmp_path):
+    settings = ["training.budget.bytes=120_000"]
+    command = [
+        sys.executable, "-c", "from archbench.cli import main; main()", "run", str(suite), "--no-report",
+        "--save-every", "0", "--set", settings[0],
+    ]  # fmt: skip
+    whole, _ = go(suite, tmp_path / "whole", settings)
+    out = tmp_path / "killed"
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+    def partial_steps():
+        return [p.stat().st_mtime_ns for p in out.glob("checkpoints/*/partial.safetensors")]
+
+    def moment(kill_number):
+        """The first kill falls into training, the second after a resumed training has moved on."""
+        return bool(partial_steps()) if kill_number == 0 else len(set(partial_steps()) - before) > 0
+
+    for number in range(2):
+        before = set(partial_steps())
+        process = subprocess.Popen([*command, "--out", str(out)], env=environment, stdout=subprocess.DEVNULL)
+        deadline = time.monotonic() + 60
+        while not moment(number) and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert process.poll() is None, "the run ended before it could be killed"
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    subprocess.run([*command, "--out", str(out)], env=environment, check=True, stdout=subprocess.DEVNULL)
+    assert numbers(newest(out)) == numbers(whole.path)
+    history = next(
+        json.loads(p.read_text())
+        for p in out.glob("checkpoints/*/history.json")
+        if json.loads(p.read_text())["sessions"] > 1
+    )  # noqa: E501
+    assert history["sessions"] == 3
+
+
+def test_workers_end_with_their_parent(suite, tmp_path):
+    """No orphan goes on writing into the run's folder after a kill -9."""
+    out = tmp_path / "out"
+    command = [sys.executable, "-c", "from archbench.cli import main; main()", "run", str(suite), "--no-report"]
+    slow = ["--set", "training.budget.bytes=5e7", "--save-every", "0", "--out", str(out)]
+    process = subprocess.Popen([*command, *slow], stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 60
+    while not list(out.glob("checkpoints/*/partial.safetensors")) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.kill()
+    process.wait()
+    time.sleep(1.0)
+    (partial,) = out.glob("checkpoints/*/partial.safetensors")
+    stamp = partial.stat().st_mtime_ns
+    time.sleep(1.0)
+    assert partial.stat().st_mtime_ns == stamp
