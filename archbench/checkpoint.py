@@ -1,10 +1,11 @@
-"""Checkpoints: a folder a cell, named by its address; tensors as safetensors, everything else as JSON.
+"""Checkpoints: a folder a model; tensors as safetensors, everything else as JSON.
 
     <out>/checkpoints/<address>/
-        cell.json            what was asked for
+        model.json           architecture and config
         codec.json           the tokens' meaning
-        history.json         the training log
-        model.safetensors    trained weights; its presence means that training is complete
+        origin.json          where the weights come from: the cell that was trained, or the files that were imported
+        history.json         the training log; absent when imported
+        model.safetensors    the weights; their presence means that the checkpoint is complete
         partial.safetensors  weights, optimizer and position of a training under way
 
 Every file is written under another name and renamed, so that a kill at any moment leaves the old or the new one.
@@ -12,6 +13,7 @@ Every file is written under another name and renamed, so that a kill at any mome
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 from collections.abc import Mapping
@@ -24,15 +26,14 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from archbench import registry
-from archbench.cell import Cell
 from archbench.codec import Codec, load_codec
 from archbench.errors import CheckpointError
 from archbench.history import History
-from archbench.model import SequenceModel
+from archbench.model import SequenceModel, Traits
+from archbench.parse import parse
 
-WEIGHTS, PARTIAL, CELL, CODEC, HISTORY = (
-    "model.safetensors", "partial.safetensors", "cell.json", "codec.json", "history.json",
-)  # fmt: skip
+MODEL, CODEC, ORIGIN, HISTORY = "model.json", "codec.json", "origin.json", "history.json"
+WEIGHTS, PARTIAL = "model.safetensors", "partial.safetensors"
 
 
 def write_text(path: Path, text: str) -> None:
@@ -117,36 +118,68 @@ def is_complete(folder: Path) -> bool:
     return (folder / WEIGHTS).is_file()
 
 
-def save_complete(folder: Path, model: SequenceModel, cell: Cell, codec: Codec, history: History) -> None:
-    """Writes a trained cell; the weights last, since their presence means complete."""
-    write_text(folder / CELL, json.dumps(cell.to_dict(), indent=1))
-    codec.save(folder / CODEC)
-    write_text(folder / HISTORY, history.to_json())
-    save_tensors(folder / WEIGHTS, model.state_dict(), {"key": cell.key})
+def save(
+    folder: Path,
+    architecture: str,
+    config: Any,
+    weights: Mapping[str, Tensor],
+    *,
+    codec: Codec | None,
+    origin: Mapping[str, Any],
+    history: History | None,
+) -> None:
+    """Writes a complete checkpoint; the weights last, since their presence means complete."""
+    described = {"architecture": architecture, "config": dataclasses.asdict(config)}
+    write_text(folder / MODEL, json.dumps(described, indent=1))
+    write_text(folder / ORIGIN, json.dumps(dict(origin), indent=1))
+    if codec is not None:
+        codec.save(folder / CODEC)
+    if history is not None:
+        write_text(folder / HISTORY, history.to_json())
+    save_tensors(folder / WEIGHTS, weights, {})
     (folder / PARTIAL).unlink(missing_ok=True)
 
 
-def load_complete(folder: Path, device: torch.device | str = "cpu") -> tuple[SequenceModel, Cell, Codec, History]:
-    """A trained cell: its model in eval mode, and what belongs to it.
+def load_model(folder: Path, device: torch.device | str = "cpu") -> SequenceModel:
+    """The model of a complete checkpoint, in eval mode.
 
     Raises:
         CheckpointError: a part is missing or damaged.
     """
-    cell = load_cell(folder)
-    history = History.from_json(_read(folder / HISTORY), folder / HISTORY)
-    codec = load_codec(folder / CODEC)
-    model = registry.architecture(cell.architecture).build(cell.config, torch.Generator().manual_seed(cell.seed))
+    described = _described(folder)
+    architecture = registry.architecture(described["architecture"])
+    config = parse(architecture.config, described["config"], f"{folder / MODEL}: config")
+    model = architecture.build(config, torch.Generator().manual_seed(0))
     tensors, _ = load_tensors(folder / WEIGHTS)
     load_weights(model, tensors, folder / WEIGHTS)
-    return model.to(device).eval(), cell, codec, history
+    return model.to(device).eval()
 
 
-def load_cell(folder: Path) -> Cell:
-    """What was asked for in this checkpoint folder. Raises CheckpointError when that cannot be read."""
+def load_traits(folder: Path) -> Traits:
+    """What the model of a checkpoint promises, without building it."""
+    described = _described(folder)
+    architecture = registry.architecture(described["architecture"])
+    return architecture.traits(parse(architecture.config, described["config"], f"{folder / MODEL}: config"))
+
+
+def load_history(folder: Path) -> History:
+    """The training log of a checkpoint. Raises CheckpointError when there is none."""
+    return History.from_json(_read(folder / HISTORY), folder / HISTORY)
+
+
+def load_own_codec(folder: Path) -> Codec:
+    """The codec of a checkpoint. Raises CheckpointError when it came without one."""
+    if not (folder / CODEC).is_file():
+        raise CheckpointError(f"{folder}: holds no {CODEC}, so its tokens cannot be turned into text")
+    return load_codec(folder / CODEC)
+
+
+def _described(folder: Path) -> dict[str, Any]:
     try:
-        return Cell.from_dict(json.loads(_read(folder / CELL)), str(folder / CELL))
+        described = json.loads(_read(folder / MODEL))
+        return {"architecture": str(described["architecture"]), "config": dict(described["config"])}
     except (ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{folder / CELL}: not a cell ({error}); delete {folder} and run again") from None
+        raise CheckpointError(f"{folder / MODEL}: damaged ({error}); delete {folder} and run again") from None
 
 
 def _read(path: Path) -> str:

@@ -143,6 +143,36 @@ class BPECodec(Codec):
         return {"kind": "bpe", "vocabulary": self._vocabulary, "merges": [list(pair) for pair in self._merges]}
 
 
+class TokenizerCodec(Codec):
+    """A tokenizer.json that came with an imported model. Its token 0 need not be a boundary: the model knows its own.
+
+    definition: the text of the file.
+    """
+
+    def __init__(self, definition: str) -> None:
+        try:
+            self._tokenizer = Tokenizer.from_str(definition)
+        except Exception as error:  # the library raises plain Exception
+            raise DataError(f"tokenizer.json: cannot be read ({error}); fetch it again") from None
+        self._definition = definition
+        self.vocab_size = self._tokenizer.get_vocab_size()
+        self.name = f"tokenizer-{self.vocab_size}"
+        self.fingerprint = hashlib.sha256(definition.encode()).hexdigest()
+
+    def encode(self, text: bytes) -> UInt[np.ndarray, " n"]:
+        return np.array(self._tokenizer.encode(text.decode(), add_special_tokens=False).ids, dtype=np.uint32)
+
+    def decode(self, ids: Integer[np.ndarray, " n"]) -> bytes:
+        """Whole characters only: a token that ends inside one gives U+FFFD."""
+        return self._tokenizer.decode(ids.tolist()).encode()
+
+    def token_bytes(self) -> Int64[np.ndarray, " v"]:
+        return np.array([len(self.decode(np.array([id]))) for id in range(self.vocab_size)], dtype=np.int64)
+
+    def state(self) -> dict[str, Any]:
+        return {"kind": "tokenizer", "definition": self._definition}
+
+
 def codec_from(spec: str, corpus: Corpus) -> Codec:
     """The codec a suite names: "bytes", or "bpe-1024" trained on this corpus (or read from the cache).
 
@@ -181,7 +211,9 @@ def codec_from_state(state: dict[str, Any]) -> Codec:
         return ByteCodec()
     if state["kind"] == "bpe":
         return BPECodec(state["vocabulary"], [(left, right) for left, right in state["merges"]])
-    raise DataError(f"codec kind '{state['kind']}' is not known; allowed: bytes, bpe")
+    if state["kind"] == "tokenizer":
+        return TokenizerCodec(state["definition"])
+    raise DataError(f"codec kind '{state['kind']}' is not known; allowed: bytes, bpe, tokenizer")
 
 
 def train_bpe(documents: Iterable[Document], vocab_size: int) -> BPECodec:

@@ -18,6 +18,7 @@ from archbench.plan import Plan
 if TYPE_CHECKING:
     from archbench.contract import Finding
     from archbench.doctor import Fact
+    from archbench.integrations.huggingface import ImportedModel
     from archbench.report import ReportFiles
     from archbench.run import Options, Outcome
 
@@ -176,9 +177,11 @@ def print_findings(facts: Iterable[Fact]) -> None:
     console.print(table)
 
 
-def print_import(imported: Any, folder: Path) -> None:
+def print_import(imported: ImportedModel, folder: Path) -> None:
+    n_parameters = sum(tensor.numel() for tensor in imported.state_dict.values())
     console.print(
-        f"imported {imported.architecture_name} ({quantity(imported.n_parameters)} parameters) into {folder}",
+        f"imported {imported.facts['model_type']} as {imported.architecture}, {quantity(n_parameters)} parameters, "
+        f"into {folder}",
         soft_wrap=True,
     )
 

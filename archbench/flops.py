@@ -34,7 +34,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from archbench.errors import UnsupportedError
 from archbench.generation import aligned
 from archbench.model import Architecture, Batch, SequenceModel, parameters_of
-from archbench.operators import attention_flops, cost_of, is_free, name_of
+from archbench.operators import attention_flops, flops_of, is_counted, is_free, name_of
 from archbench.sampling import PLAIN
 
 ATTENTION = "scaled_dot_product_attention"
@@ -115,10 +115,10 @@ class _Tracer(TorchDispatchMode):
         kwargs = kwargs or {}
         if self.blind:
             return func(*args, **kwargs)
-        name, cost = name_of(func), cost_of(func)
-        if cost is not None:
+        name = name_of(func)
+        if is_counted(func):
             out = func(*args, **kwargs)
-            self.add(name, cost(args, kwargs, out, self.causal))
+            self.add(name, flops_of(func, args, kwargs, out, self.causal))
             return out
         if is_free(func):
             self.free[name] += 1

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,9 +21,6 @@ from archbench.ops import conv, scan
 
 Formula = Callable[[Mapping[str, Any], Any, float], float]
 """(arguments by their names in the operator's schema, result, causal) -> FLOPs"""
-
-Cost = Callable[[Sequence[Any], Mapping[str, Any], Any, float], float]
-"""(positional arguments, keyword arguments, result, causal) -> FLOPs of the call"""
 
 
 def attention_flops(query: Tensor, key: Tensor, value: Tensor, *, square: bool, masked: bool, causal: float) -> float:
@@ -104,27 +101,40 @@ FORMULAS: dict[str, Formula] = {
 """Operators of torch that are counted, by name without overload."""
 
 
-def cost_of(operator: Any) -> Cost | None:
-    """How to count calls of an operator (torch's OpOverload), None when no formula is known.
+def is_counted(operator: Any) -> bool:
+    """Whether there is a formula for an operator (torch's OpOverload)."""
+    return any(_formulas_of(operator))
 
-    Known are the formulas of torch's operators above (an in-place variant, with a trailing underscore, counts alike),
-    those of this package's kernels, and those that other packages registered with torch.
-    """
-    name, schema = name_of(operator), operator._schema.arguments
-    formula = FORMULAS.get(name) or FORMULAS.get(name.removesuffix("_"))
-    kernel = scan.FORMULAS.get(name) or conv.FORMULAS.get(name)
-    registered = None if name.startswith("aten::") else flop_registry.get(operator.overloadpacket)
 
-    def cost(args: Sequence[Any], kwargs: Mapping[str, Any], out: Any, causal: float) -> float:
-        named = {**{a.name: value for a, value in zip(schema, args, strict=False)}, **kwargs}
-        if formula is not None:
-            return formula(named, out, causal)
-        if kernel is not None:  # takes the operator's arguments in order
-            return kernel(*(named.get(a.name, a.default_value) for a in schema))
-        assert registered is not None
-        return registered(*args, **kwargs, out_val=out)
+def flops_of(operator: Any, args: Sequence[Any], kwargs: Mapping[str, Any], out: Any, causal: float) -> float:
+    """FLOPs of one call, with these arguments and this result, of an operator that is counted."""
+    schema = operator._schema.arguments
+    named = {**{a.name: value for a, value in zip(schema, args, strict=False)}, **kwargs}
+    formula, kernel, registered = _formulas_of(operator)
+    if formula is not None:
+        return formula(named, out, causal)
+    if kernel is not None:
+        return kernel(*(named.get(a.name, a.default_value) for a in schema))
+    assert registered is not None, f"{name_of(operator)} is not counted"
+    return registered(*args, **kwargs, out_val=out)
 
-    return None if formula is kernel is registered is None else cost
+
+class _Formulas(NamedTuple):
+    """At most one is there: of torch's own operators (an in-place variant, with a trailing underscore, counts alike), of
+    this package's kernels (taking the operator's arguments in order), or registered with torch by other packages."""
+
+    own: Formula | None
+    kernel: Callable[..., float] | None
+    registered: Callable[..., float] | None
+
+
+def _formulas_of(operator: Any) -> _Formulas:
+    name = name_of(operator)
+    return _Formulas(
+        FORMULAS.get(name) or FORMULAS.get(name.removesuffix("_")),
+        scan.FORMULAS.get(name) or conv.FORMULAS.get(name),
+        None if name.startswith("aten::") else flop_registry.get(operator.overloadpacket),
+    )
 
 
 _FREE_BY_KIND = {

@@ -139,6 +139,11 @@ def _config(suite: Suite, entry: CellEntry, vocab_size: int, context: int, where
         solved = sizes.solve(architecture, vocab_size, size, parse_keys, axis=suite.match, context=context)
     except ConfigError as error:
         raise SuiteError(f"{where}: {error}") from None
+    if solved.config.vocab_size < vocab_size:
+        raise SuiteError(
+            f"{where}: size '{size}' has a vocabulary of {solved.config.vocab_size}, the codec one of {vocab_size}; "
+            "choose a smaller codec or another size"
+        )
     return solved.config, size, solved.residual
 
 

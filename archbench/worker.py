@@ -100,7 +100,15 @@ def _train(cell: Cell, folder: Path, task: dict[str, Any], emit: Emit) -> None:
         notify=notify,
         save_every_s=task["save_every_s"],
     )
-    checkpoint.save_complete(folder, model, cell, codec, history)
+    checkpoint.save(
+        folder,
+        cell.architecture,
+        cell.config,
+        model.state_dict(),
+        codec=codec,
+        origin={"cell": cell.to_dict()},
+        history=history,
+    )
     emit({"event": "trained", "cell": cell.address})
 
 
@@ -127,16 +135,15 @@ def _time_together(task: dict[str, Any], emit: Emit) -> None:
 
 
 def _subject(cell: Cell, folder: Path, device: str) -> Subject:
-    model, _, codec, history = checkpoint.load_complete(folder, _device(device))
     return Subject(
         label=cell.label,
         architecture=cell.architecture,
         config=cell.config,
-        model=model,
+        model=checkpoint.load_model(folder, _device(device)),
         traits=registry.architecture(cell.architecture).traits(cell.config),
-        codec=codec,
+        codec=checkpoint.load_own_codec(folder),
         corpus=corpus_of(cell.corpus),
-        history=history,
+        history=checkpoint.load_history(folder),
         context=cell.training.context,
         batch=cell.training.batch,
         seed=cell.seed,

@@ -7,8 +7,7 @@ from pathlib import Path
 
 import torch
 
-from archbench import registry
-from archbench.checkpoint import CELL, load_complete
+from archbench.checkpoint import MODEL, load_model, load_own_codec, load_traits
 from archbench.errors import CheckpointError, suggestion
 from archbench.generation import aligned, stream
 from archbench.record import newest, read
@@ -21,7 +20,7 @@ def find_checkpoint(run: Path, name: str | None, size: str | None, seed: int | N
     Raises:
         CheckpointError: none fits, or several do; the message lists them.
     """
-    if (run / CELL).is_file():
+    if (run / MODEL).is_file():
         return run
     file = newest(run)
     cells = {
@@ -48,8 +47,7 @@ def write(
     Raises:
         CheckpointError: there is no readable checkpoint in `folder`.
     """
-    model, cell, codec, _ = load_complete(folder)
-    stride = registry.architecture(cell.architecture).traits(cell.config).stride
+    model, codec, stride = load_model(folder), load_own_codec(folder), load_traits(folder).stride
     ids = torch.from_numpy(codec.encode(prompt.encode()).astype("int64"))[None]
     generator = torch.Generator().manual_seed(seed)
     yield from stream(model, aligned(ids, stride), n_tokens, sampling, generator, codec.decode, stop)

@@ -12,8 +12,10 @@ from archbench.contract.subject import (
     apart,
     difference,
     found,
+    gap,
     likelihood,
     read,
+    sequel,
     written,
 )
 from archbench.sampling import PLAIN
@@ -59,16 +61,15 @@ def states_branch(subject: Candidate) -> Finding:
     """Copied, tiled and selected states continue like the original, and what becomes of a copy leaves it untouched."""
     model, n = subject.model(), subject.probe_length
     text = subject.prompt(2)
+    texts = {"original": text, "tiled": text.repeat_interleave(2, dim=0), "selected": text.flip(0)}
+    expected = {name: sequel(subject, model, read(model, rows)) for name, rows in texts.items()}
     state = read(model, text)
-    copy, tiled, swapped = copy_state(state), tile_state(state, 2), select_rows(state, torch.tensor([1, 0]))
-    # The branches are spoiled first: continued, with other tokens than the original ever sees.
+    copy = copy_state(state)
+    branches = {"original": state, "tiled": tile_state(state, 2), "selected": select_rows(state, torch.tensor([1, 0]))}
+    # The copy is spoiled first: continued with other tokens than the original ever sees.
     written(model, copy_state(copy), n, PLAIN, Generator().manual_seed(3))
     model.prefill(subject.probe(2), copy)
-    gaps = {
-        "tiled": apart(subject, model, tiled, read(model, text.repeat_interleave(2, dim=0))),
-        "selected": apart(subject, model, swapped, read(model, text.flip(0))),
-        "original": apart(subject, model, state, read(model, text)),
-    }
+    gaps = {name: gap(sequel(subject, model, branch), expected[name]) for name, branch in branches.items()}
     name, worst = max(gaps.items(), key=lambda item: item[1])
     detail = f"largest difference {worst:.1e} ({name}), allowed {TOLERANCE:.0e}"
     return found("states_branch", worst <= TOLERANCE, detail)

@@ -21,11 +21,13 @@ from safetensors import SafetensorError, safe_open
 from torch import Generator, Tensor
 
 from archbench import registry
-from archbench.checkpoint import load_weights
+from archbench.checkpoint import load_weights, save
+from archbench.codec import ByteCodec, Codec, TokenizerCodec
 from archbench.errors import CheckpointError, ConfigError, suggestion
 from archbench.model import HFImport, SequenceModel
 
 CONFIG, SINGLE, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
+TOKENIZER = "tokenizer.json"
 
 FLOATING = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
@@ -94,6 +96,35 @@ def build(imported: ImportedModel) -> SequenceModel:
     model = registry.architecture(imported.architecture).build(imported.config, Generator().manual_seed(0))
     load_weights(model, imported.state_dict, Path(imported.facts["folder"]))
     return model.eval()
+
+
+def import_checkpoint(folder: Path, out: Path) -> ImportedModel:
+    """Reads a checkpoint folder, checks that its model can be built, and writes it as one of our checkpoints.
+
+    Its tokenizer.json comes along as the codec; without one a vocabulary of 256 is taken for bytes, and any other
+    model is imported without a codec: it can be measured on token ids, but not write text.
+
+    Raises:
+        ConfigError, CheckpointError: as `read_checkpoint`.
+        DataError: tokenizer.json cannot be read.
+    """
+    imported = read_checkpoint(folder)
+    model = build(imported)
+    codec: Codec | None = None
+    if (folder / TOKENIZER).is_file():
+        codec = TokenizerCodec((folder / TOKENIZER).read_text(encoding="utf-8"))
+    elif imported.config.vocab_size == ByteCodec().vocab_size:
+        codec = ByteCodec()
+    save(
+        out,
+        imported.architecture,
+        imported.config,
+        model.state_dict(),
+        codec=codec,
+        origin={"imported": imported.facts},
+        history=None,
+    )
+    return imported
 
 
 def model_types() -> dict[str, tuple[str, HFImport]]:

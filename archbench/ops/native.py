@@ -41,7 +41,7 @@ COMPILE_TIMEOUT_S = 300
 
 def library() -> ctypes.CDLL:
     """The loaded kernels. Raises BackendError with the reason when they cannot be had."""
-    found = _load(os.environ.get("ARCHBENCH_CC", ""), os.environ.get("ARCHBENCH_CACHE", ""))
+    found = _load(os.environ.get("ARCHBENCH_CC", "").strip(), os.environ.get("ARCHBENCH_CACHE", ""))
     if isinstance(found, str):
         raise BackendError(found)
     return found
@@ -49,7 +49,7 @@ def library() -> ctypes.CDLL:
 
 def reason() -> str:
     """'ok', or why the native kernels cannot be had here. Compiles them if they are not in the cache."""
-    found = _load(os.environ.get("ARCHBENCH_CC", ""), os.environ.get("ARCHBENCH_CACHE", ""))
+    found = _load(os.environ.get("ARCHBENCH_CC", "").strip(), os.environ.get("ARCHBENCH_CACHE", ""))
     return found if isinstance(found, str) else "ok"
 
 

@@ -132,7 +132,7 @@ def composed_scan(
     outcome = kernel(u, delta, A, B_major, C_major, D, gate, dt_bias, True, True)  # softplus, return the last state
     y, h_last = outcome[0].transpose(1, 2), outcome[1]
     if h0 is None:
-        return y.contiguous(), h_last.to(x.dtype)
+        return y.contiguous(), h_last.to(x.dtype).contiguous()
     elapsed = F.softplus(dt if dt_bias is None else dt + dt_bias).cumsum(1)
     from_start = []
     for first in range(0, x.shape[1], PIECE):
