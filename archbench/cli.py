@@ -225,3 +225,7 @@ def _model_config(architecture: Any, changes: list[str]) -> Any:
             raise SuiteError(f"--set {change}: expected KEY=VALUE, for example d_model=64")
         data[key] = read_yaml(value, f"--set {key}")
     return parse(architecture.config, data, "--set")
+
+
+if __name__ == "__main__":
+    main()

@@ -120,7 +120,7 @@ def flops_of(operator: Any, args: Sequence[Any], kwargs: Mapping[str, Any], out:
 
 
 class _Formulas(NamedTuple):
-    """At most one is there: of torch's own operators (an in-place variant, with a trailing underscore, counts alike), of
+    """At most one is there: of torch's own operators (in-place variants, with a trailing underscore, count alike), of
     this package's kernels (taking the operator's arguments in order), or registered with torch by other packages."""
 
     own: Formula | None

@@ -304,6 +304,12 @@ class WritesOutsideTheVocabulary(Transformer):
         return emission._replace(tokens=emission.tokens + VOCAB_SIZE)
 
 
+class WritesNothing(Transformer):
+    def decode_step(self, state, sampling, generator):
+        emission = super().decode_step(state, sampling, generator)
+        return emission._replace(counts=torch.zeros_like(emission.counts))
+
+
 class DropsAParameter(Transformer):
     def phases(self):
         (phase,) = super().phases()

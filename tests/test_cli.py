@@ -10,7 +10,7 @@ import pytest
 
 from archbench import registry
 
-RUN = [sys.executable, "-c", "from archbench.cli import main; main()"]
+RUN = [sys.executable, "-m", "archbench.cli"]
 
 
 def archbench(*words, **more):

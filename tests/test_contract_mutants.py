@@ -79,6 +79,8 @@ MUTANTS = [
     planted(mutants.RemembersInTheModel, "states_branch"),
     planted(mutants.KeepsEveryPair, "state_grows_linearly"),
     planted(mutants.WritesOutsideTheVocabulary, "steps_write_strides"),
+    planted(mutants.WritesNothing, "steps_write_strides"),
+    planted(mutants.WritesNothing, "decode_equals_parallel", "ValueError: a step wrote [0] tokens"),
     planted(mutants.DropsAParameter, "phases_are_whole"),
     planted(mutants.TrainsAParameterTwice, "phases_are_whole"),
     planted(mutants.SpendsTooMuch, "phases_are_whole"),

@@ -171,7 +171,7 @@ def test_a_record_cut_short_by_a_kill_is_measured_again(suite, tmp_path):
 def test_a_run_killed_at_any_moment_ends_with_the_same_records(suite, tmp_path):
     settings = ["training.budget.bytes=120_000"]
     command = [
-        sys.executable, "-c", "from archbench.cli import main; main()", "run", str(suite), "--no-report",
+        sys.executable, "-m", "archbench.cli", "run", str(suite), "--no-report",
         "--save-every", "0", "--set", settings[0],
     ]  # fmt: skip
     whole, _ = go(suite, tmp_path / "whole", settings)
@@ -207,7 +207,7 @@ def test_a_run_killed_at_any_moment_ends_with_the_same_records(suite, tmp_path):
 def test_workers_end_with_their_parent(suite, tmp_path):
     """No orphan goes on writing into the run's folder after a kill -9."""
     out = tmp_path / "out"
-    command = [sys.executable, "-c", "from archbench.cli import main; main()", "run", str(suite), "--no-report"]
+    command = [sys.executable, "-m", "archbench.cli", "run", str(suite), "--no-report"]
     slow = ["--set", "training.budget.bytes=5e7", "--save-every", "0", "--out", str(out)]
     process = subprocess.Popen([*command, *slow], stdout=subprocess.DEVNULL)
     deadline = time.monotonic() + 60

@@ -164,7 +164,9 @@ def written(
 
 
 def written_rows(emission: Emission) -> list[list[int]]:
-    """What each row wrote, without the padding."""
+    """What each row wrote, without the padding. Raises ValueError where a row wrote nothing: decoding would not end."""
+    if not bool((emission.counts > 0).all()):
+        raise ValueError(f"a step wrote {emission.counts.tolist()} tokens; every row must write at least one")
     pairs = zip(emission.tokens.tolist(), emission.counts.tolist(), strict=True)
     return [tokens[:count] for tokens, count in pairs]
 
@@ -186,8 +188,8 @@ def difference(a: Float[Tensor, "*n"], b: Float[Tensor, "*n"]) -> float:
     """Largest |a - b| / (1 + |b|); infinite where either is not a number or the shapes differ."""
     if a.shape != b.shape:
         return math.inf
-    gap = torch.where(a == b, 0.0, (a - b).abs() / (1 + b.abs())).nan_to_num(nan=math.inf)
-    return gap.max().item() if gap.numel() else 0.0
+    ratio = torch.where(a == b, 0.0, (a - b).abs() / (1 + b.abs())).nan_to_num(nan=math.inf)
+    return ratio.max().item() if ratio.numel() else 0.0
 
 
 class Sequel(NamedTuple):
@@ -201,10 +203,11 @@ class Sequel(NamedTuple):
 def sequel(subject: Candidate, model: SequenceModel, state: State) -> Sequel:
     """What comes after `state`, which is given up."""
     n = subject.probe_length
-    greedy = written(model, copy_state(state), n)
     if (scorer := likelihood(model)) is None:
-        return Sequel(greedy, written(model, state, n, PLAIN, Generator().manual_seed(7)), None)
-    return Sequel(greedy, None, scorer.score(subject.probe(greedy.shape[0]), state)[0])
+        drawn = written(model, copy_state(state), n, PLAIN, Generator().manual_seed(7))
+        return Sequel(written(model, state, n), drawn, None)
+    log_probs, _ = scorer.score(subject.probe(rows_of(state)), copy_state(state))
+    return Sequel(written(model, state, n), None, log_probs)
 
 
 def gap(a: Sequel, b: Sequel) -> float:

@@ -92,7 +92,7 @@ def parameter_counts(model: SequenceModel) -> tuple[int, int]:
     }
     total = sum(parameter.numel() for parameter in model.parameters())
     if any(not phase.groups for phase in model.phases()):
-        total += sum(buffer.numel() for buffer in model.buffers() if buffer.is_floating_point())
+        total += sum(buffer.numel() for buffer in model.buffers())
     return total, total - sum(tables.values())
 
 

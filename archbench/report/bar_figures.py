@@ -12,25 +12,27 @@ from archbench.report.evidence import Evidence, Finding, Row, known
 from archbench.report.palette import Style
 from archbench.report.quality import ESTIMATORS, brier_window, deviation
 
-_INNER, _OUTER = (0.05, 0.1), (0.5, 1.0, 10.0, 100.0, 1000.0)
+_STEPS = (0.05, 0.2, 1.0, 10.0, 100.0, 1000.0)
+"""Where the strip has ticks, on both sides: relative deviations."""
 
 
 def budget_strip(arenas: list[tuple[str, list[AxisMatch]]], styles: dict[Row, Style]) -> Drawing | Omitted:
     """How far each row is from the first one, axis by axis; the band is what counts as matched."""
     name, title = "budget", "What was matched: deviation from the first architecture"
-    several = [(place, match) for place, match in arenas if len(match[0].entries) > 1]
+    several = [(place, match) for place, match in arenas if len(match[0].contenders) > 1]
     if not several:
         return Omitted(name=name, title=title, reason="there is no second architecture to hold against the first")
     shown = several[:3]
-    figure, panels = drawing.canvas(len(shown), wide=True)
+    rows = list(dict.fromkeys(entry.row for _, match in shown for entry in match[0].contenders[1:]))
+    figure, panels = drawing.canvas(len(shown), legend=[row.name for row in rows], wide=True, height=3.4)
     axes_names = [match.axis for match in shown[0][1]]
     extent = 0.0
     for panel, (place, match) in zip(panels, shown, strict=True):
         panel.axvspan(-TOLERANCE, TOLERANCE, color="#0B7A4B", alpha=0.12, linewidth=0)
         panel.axvline(0, color="#8A919C", linewidth=0.8)
-        others = [entry.row for entry in match[0].entries][1:]
+        others = [entry.row for entry in match[0].contenders][1:]
         for position, axis in enumerate(match):
-            for entry in axis.entries[1:]:
+            for entry in axis.contenders[1:]:
                 offset = (others.index(entry.row) - (len(others) - 1) / 2) * min(0.22, 0.7 / len(others))
                 if entry.deviation is None:
                     continue
@@ -43,17 +45,16 @@ def budget_strip(arenas: list[tuple[str, list[AxisMatch]]], styles: dict[Row, St
         panel.set_xscale("symlog", linthresh=TOLERANCE, linscale=0.9)
         panel.set_yticks(range(len(axes_names)), axes_names)
         panel.set_ylim(len(axes_names) - 0.5, -0.5)
-        panel.set_xlabel(f"deviation from {match[0].entries[0].row.name}")
+        panel.set_xlabel(f"deviation from {match[0].contenders[0].row.name}")
         if place:
             panel.set_title(place)
-    limit = next((step for step in (0.1, *_OUTER) if step >= extent * 1.15), extent * 1.3)
-    ticks = [step for step in (*_INNER, *_OUTER) if step <= limit and (step != 0.1 or limit <= 0.5)]
+    limit = next((step for step in _STEPS[1:] if step >= extent * 1.15), extent * 1.3)
+    ticks = [step for step in _STEPS if step <= limit]
     for panel in panels:
-        panel.set_xlim(-min(limit * 1.15, 1.6), limit * 1.25)
+        panel.set_xlim(-min(limit * 1.3, 1.6), limit * 1.3)
         panel.xaxis.set_major_locator(FixedLocator([*(-t for t in ticks[::-1] if t <= 1), 0, *ticks]))
         panel.xaxis.set_minor_locator(NullLocator())
         panel.xaxis.set_major_formatter(FuncFormatter(lambda x, _: _tick(x)))
-    rows = list(dict.fromkeys(entry.row for _, match in shown for entry in match[0].entries[1:]))
     drawing.legend(figure, styles, rows, marks="points")
     data = pd.DataFrame(
         {
@@ -68,13 +69,13 @@ def budget_strip(arenas: list[tuple[str, list[AxisMatch]]], styles: dict[Row, St
     told = "; ".join(
         f"{entry.row.name} {axis.axis} {deviation(entry.deviation)}"
         for axis in shown[0][1]
-        for entry in axis.entries[1:]
+        for entry in axis.contenders[1:]
         if entry.deviation is not None
     )
     return Drawing(
         name=name,
         title=title,
-        caption=f"Green band: matched within {notation.percent(TOLERANCE)}. The scale is linear inside it and "
+        caption=f"Green band: matched within {notation.share(TOLERANCE)}. The scale is linear inside it and "
         "logarithmic outside. A missing mark is a missing value; the table gives its reason.",
         alt=f"{title}: {told}.",
         figure=figure,
@@ -105,14 +106,19 @@ def brier_components(evidence: Evidence, styles: dict[Row, Style]) -> Drawing | 
                     found.setdefault(estimator, {}).setdefault(row, {})[n] = finding
     if not found:
         return drawing.omitted(name, title, [evidence.missing(row, "brier_lm", "brier_n") for row in rows])
-    figure, panels = drawing.canvas(len(found))
+    shown = [row for row in rows if any(row in by_row for by_row in found.values())]
+    figure, panels = drawing.canvas(len(found), legend=[row.name for row in shown])
     lengths = sorted({n for by_row in found.values() for values in by_row.values() for n in values})
     for panel, (estimator, by_row) in zip(panels, found.items(), strict=True):
         width = 0.8 / len(by_row)
         for index, (row, values) in enumerate(by_row.items()):
             xs = [lengths.index(n) + (index - (len(by_row) - 1) / 2) * width for n in values]
             heights = [100 * known(finding) for finding in values.values()]
-            panel.bar(xs, heights, width=width * 0.88, color=styles[row].colour, linewidth=0)
+            look = styles[row]
+            panel.bar(
+                xs, heights, width=width * 0.84, facecolor=look.face, edgecolor=look.colour, hatch=drawing.hatch(look),
+                linewidth=0.8,
+            )  # fmt: skip
             for x, finding in zip(xs, values.values(), strict=True):
                 if finding.low is not None and finding.high is not None:
                     panel.vlines(x, 100 * finding.low, 100 * finding.high, color="#22262B", linewidth=1.1, zorder=4)
@@ -122,7 +128,6 @@ def brier_components(evidence: Evidence, styles: dict[Row, Style]) -> Drawing | 
         if len(found) > 1:
             panel.set_title(dict(ESTIMATORS)[estimator])
     panels[0].set_ylabel(f"Brier-n × 100 ({window} window)")
-    shown = [row for row in rows if any(row in by_row for by_row in found.values())]
     drawing.legend(figure, styles, shown, marks="bars")
     data = pd.DataFrame(
         {
@@ -152,54 +157,41 @@ def brier_components(evidence: Evidence, styles: dict[Row, Style]) -> Drawing | 
 def throughput(evidence: Evidence, styles: dict[Row, Style]) -> Drawing | Omitted:
     """Bytes of text per second of training, and how much of the machine's matrix speed that was."""
     name, title = "throughput", "Training speed"
-    plans = (
-        ("bytes_per_second", "text read per second", "B/s"),
-        ("matmul_utilisation", "matmul utilisation", "fraction"),
-    )
     rows = evidence.architectures
-    found = {q: {row: evidence.find(row, "training", q) for row in rows} for q, _, _ in plans}
-    drawn = [plan for plan in plans if any(finding.value is not None for finding in found[plan[0]].values())]
+    speeds = {row: evidence.find(row, "training", "bytes_per_second") for row in rows}
+    shares = {row: evidence.find(row, "training", "matmul_utilisation") for row in rows}
+    drawn = [row for row in rows if speeds[row].value is not None]
     if not drawn:
-        return drawing.omitted(name, title, [finding for by_row in found.values() for finding in by_row.values()])
-    figure, panels = drawing.canvas(len(drawn), height=max(1.6, 0.9 + 0.34 * len(rows)))
-    for panel, (quantity, axis, unit) in zip(panels, drawn, strict=True):
-        for position, row in enumerate(rows):
-            finding = found[quantity][row]
-            if finding.value is None:
-                panel.annotate("not recorded", (0, position), xytext=(4, 0), textcoords="offset points", va="center")
-                continue
-            panel.barh(position, finding.value, height=0.62, color=styles[row].colour, linewidth=0)
-            panel.annotate(
-                notation.plain(finding.value, unit), (finding.value, position), xytext=(4, 0),
-                textcoords="offset points", va="center", fontsize=9,
-            )  # fmt: skip
-        panel.set_yticks(range(len(rows)), [row.name for row in rows])
-        panel.set_ylim(len(rows) - 0.5, -0.5)
-        panel.set_xlim(0, 1.22 * max((f.value or 0.0 for f in found[quantity].values()), default=1.0))
-        panel.xaxis.set_major_locator(MaxNLocator(5))
-        panel.xaxis.set_major_formatter(FuncFormatter(lambda x, _, unit=unit: drawing.tick(x, unit) if x else "0"))
-        panel.grid(axis="y", visible=False)
-        panel.set_xlabel(axis)
+        return drawing.omitted(name, title, speeds.values())
+    figure, (panel,) = drawing.canvas(1, height=max(drawing.HEIGHT, 0.9 + 0.3 * len(drawn)))
+    for position, row in enumerate(drawn):
+        look, speed, share = styles[row], speeds[row], shares[row]
+        panel.barh(
+            position, known(speed), height=0.6, facecolor=look.face, edgecolor=look.colour, hatch=drawing.hatch(look),
+            linewidth=0.8,
+        )  # fmt: skip
+        told = "" if share.value is None else f", {notation.percent(share.value)}"
+        panel.annotate(
+            notation.plain(known(speed), "B/s") + told, (known(speed), position), xytext=(4, 0),
+            textcoords="offset points", va="center", fontsize=9,
+        )  # fmt: skip
+    panel.set_yticks(range(len(drawn)), [row.name for row in drawn])
+    panel.set_ylim(max(len(drawn), 3) - 0.5, -0.5)
+    panel.set_xlim(0, 1.5 * max(known(speeds[row]) for row in drawn))
+    panel.xaxis.set_major_locator(MaxNLocator(4))
+    panel.xaxis.set_major_formatter(FuncFormatter(lambda x, _: drawing.tick(x, "B/s") if x else "0"))
+    panel.grid(axis="y", visible=False)
+    panel.set_xlabel("text read per second of training")
     data = pd.DataFrame(
         {
-            "row": row.name, "size": row.size, "quantity": quantity, "unit": unit, "value": found[quantity][row].value,
-            "low": found[quantity][row].low, "high": found[quantity][row].high, "reason": found[quantity][row].reason,
+            "row": row.name, "size": row.size, "bytes_per_second": speeds[row].value,
+            "matmul_utilisation": shares[row].value, "reason": speeds[row].reason or shares[row].reason,
         }
-        for quantity, _, unit in drawn
         for row in rows
     )  # fmt: skip
-    told = "; ".join(
-        f"{row.name} {notation.plain(known(f), unit)}"
-        for quantity, _, unit in drawn
-        for row, f in found[quantity].items()
-        if f.value is not None
-    )
-    return Drawing(
-        name=name,
-        title=title,
-        caption="Higher is better. Utilisation is against the best matrix product seen in the same process.",
-        alt=f"{title}: {told}.",
-        figure=figure,
-        data=data,
-        wide=len(drawn) > 1,
-    )
+    told = "; ".join(f"{row.name} {notation.plain(known(speeds[row]), 'B/s')}" for row in drawn)
+    caption = "Higher is better. Per cent: share of the best matrix product's speed in the same process."
+    left = [row.name for row in rows if row not in drawn]
+    if left:
+        caption += f" Without a bar, see the tables: {', '.join(left)}."
+    return Drawing(name=name, title=title, caption=caption, alt=f"{title}: {told}.", figure=figure, data=data)

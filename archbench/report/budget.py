@@ -6,8 +6,8 @@ along an axis on which the rows agree within five per cent; every residual is pr
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 from archbench.report.evidence import Evidence, Finding, Row, known
@@ -42,11 +42,13 @@ def declared_axes(configs: Iterable[Mapping[str, Any]]) -> frozenset[str]:
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
-    """One row on one axis. `deviation` is value / first row's value - 1; None where one of the two is missing."""
+    """One row on one axis. `deviation` is value / reference's value - 1; None where one of the two is missing. A row
+    that has no value on any axis (its training failed) did not take part."""
 
     row: Row
     finding: Finding
     deviation: float | None
+    took_part: bool
 
     @property
     def matched(self) -> bool:
@@ -64,14 +66,23 @@ class AxisMatch:
     note: str = ""
 
     @property
+    def contenders(self) -> list[Entry]:
+        """The entries of rows that took part; the first is what the others are held against."""
+        return [entry for entry in self.entries if entry.took_part]
+
+    def among(self, rows: Collection[Row]) -> AxisMatch:
+        """The same for some of the rows."""
+        return replace(self, entries=tuple(entry for entry in self.entries if entry.row in rows))
+
+    @property
     def matched(self) -> bool:
-        return all(entry.matched for entry in self.entries)
+        return bool(self.contenders) and all(entry.matched for entry in self.contenders)
 
     @property
     def mismatch(self) -> float | None:
-        """The largest deviation from the first row, or None where a value is missing."""
-        found = [entry.deviation for entry in self.entries if entry.deviation is not None]
-        return max(found, key=abs) if len(found) == len(self.entries) else None
+        """The largest deviation from the reference, or None where a value is missing."""
+        found = [entry.deviation for entry in self.contenders if entry.deviation is not None]
+        return max(found, key=abs, default=None) if len(found) == len(self.contenders) else None
 
 
 def training_bytes(evidence: Evidence, row: Row) -> Finding:
@@ -110,21 +121,27 @@ def budget(evidence: Evidence, rows: list[Row]) -> list[AxisMatch]:
         (WALL, [evidence.find(row, "training", "seconds") for row in rows], ""),
     ]
     declared = declared_axes(evidence.config(row) for row in rows)
-    return [_match(axis, axis in declared, rows, findings, note) for axis, findings, note in plans]
+    ran = {
+        row
+        for _, findings, _ in plans
+        for row, finding in zip(rows, findings, strict=True)
+        if finding.value is not None
+    }
+    return [_match(axis, axis in declared, rows, findings, ran, note) for axis, findings, note in plans]
 
 
-def _match(axis: str, declared: bool, rows: list[Row], findings: list[Finding], note: str) -> AxisMatch:
-    first = findings[0].value
+def _match(axis: str, declared: bool, rows: list[Row], findings: list[Finding], ran: set[Row], note: str) -> AxisMatch:
+    against = next((f.value for row, f in zip(rows, findings, strict=True) if row in ran), None)
 
     def deviation(finding: Finding) -> float | None:
-        if first is None or finding.value is None:
+        if against is None or finding.value is None:
             return None
-        if first == 0:
+        if against == 0:
             return 0.0 if finding.value == 0 else None
-        return known(finding) / first - 1
+        return known(finding) / against - 1
 
     entries = tuple(
-        Entry(row=row, finding=finding, deviation=deviation(finding))
+        Entry(row=row, finding=finding, deviation=deviation(finding), took_part=row in ran)
         for row, finding in zip(rows, findings, strict=True)
     )
     return AxisMatch(axis=axis, declared=declared, entries=entries, note=note)

@@ -9,14 +9,15 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from archbench.report import drawing, notation
-from archbench.report.crossings import Crossing, crossings
+from archbench.report.crossings import Crossing, crossings, on_floor
 from archbench.report.drawing import Drawing, Omitted
 from archbench.report.evidence import Evidence, Finding, Row, known
 from archbench.report.palette import Style
 
 _MOST_PANELS = 3
-_MOST_LABELS = 3
-"""Crossovers beyond so many in one panel are marked without their context written beside them."""
+_MOST_RINGS = 4
+"""Of more crossovers than this in one panel, only those where the cheapest of all changes are marked."""
+_MOST_SENTENCES = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,31 +74,32 @@ Curves = dict[Row, dict[float, Finding]]
 def against_context(
     evidence: Evidence, styles: dict[Row, Style], what: Quantity
 ) -> tuple[Drawing | Omitted, list[str]]:
-    """The figure, and a sentence for each resolved crossover of its first panel."""
+    """The figure, and sentences about the crossovers of its first panel."""
     panels = _panels(evidence, what)
     if not panels:
         rows = evidence.architectures
         missing = [evidence.missing(row, what.metric, what.quantity, **what.at) for row in rows]
         return drawing.omitted(what.name, what.title, missing), []
     keys = _chosen(list(panels))
-    figure, axes = drawing.canvas(len(keys))
-    found = {key: crossings({row.name: curve for row, curve in panels[key].items()}, what.noisy) for key in panels}
+    rows = [row for row in evidence.architectures if any(row in panels[key] for key in keys)]
+    figure, axes = drawing.canvas(len(keys), legend=[row.name for row in rows])
+    found = {key: _crossings(panels[key], what.noisy) for key in keys}
     everything = [f for key in keys for curve in panels[key].values() for f in curve.values()]
     values = [v for f in everything for v in (f.value, f.low, f.high) if v is not None and v > 0]
     floor = min((known(f) for f in everything if known(f) > 0), default=1.0)
     values = [value for value in values if value > floor / 20]  # a t interval of two seeds can reach far below
-    rows = [row for row in evidence.architectures if any(row in panels[key] for key in keys)]
     for index, (panel, key) in enumerate(zip(axes, keys, strict=True)):
         drawing.log_axis(panel, "y", values, what.unit)
         _curves(panel, panels[key], styles)
         drawing.context_axis(panel, [x for curve in panels[key].values() for x in curve])
-        _mark(panel, found[key])
+        _mark(panel, found[key].marked)
         if key is not None:
             panel.set_title(f"{what.panel} {key}")
         if index == 0:
             panel.set_ylabel(what.axis)
     drawing.legend(figure, styles, rows)
-    sentences = [_sentence(crossing, what.axis) for crossing in found[keys[0]] if crossing.resolved]
+    at = f" at {what.panel} {keys[0]}" if len(keys) > 1 else ""
+    sentences = [_sentence(crossing, what.axis, at) for crossing in found[keys[0]].marked[:_MOST_SENTENCES]]
     return Drawing(
         name=what.name,
         title=what.title,
@@ -149,15 +151,38 @@ def _curves(panel: Axes, curves: Curves, styles: dict[Row, Style]) -> None:
                 panel.fill_between(banded, low, high, color=look.colour, alpha=0.18, linewidth=0)
 
 
-def _mark(panel: Axes, found: list[Crossing]) -> None:
-    resolved = [crossing for crossing in found if crossing.resolved]
+@dataclass(frozen=True, kw_only=True)
+class _Crossovers:
+    """`marked` are drawn and told; `others` counts resolved ones that are not; `noise` those within the intervals."""
+
+    marked: list[Crossing]
+    others: int
+    noise: int
+
+
+def _crossings(curves: Curves, noisy: bool) -> _Crossovers:
+    """The crossovers within each arena: across sizes or corpora they mean nothing."""
+    marked: list[Crossing] = []
+    others = noise = 0
+    for arena in dict.fromkeys(row.arena for row in curves):
+        named = {row.name: curve for row, curve in curves.items() if row.arena == arena}
+        found = crossings(named, noisy)
+        resolved = [crossing for crossing in found if crossing.resolved]
+        kept = resolved if len(resolved) <= _MOST_RINGS else [c for c in resolved if on_floor(c, named)]
+        marked += kept
+        others += len(resolved) - len(kept)
+        noise += len(found) - len(resolved)
+    return _Crossovers(marked=sorted(marked, key=lambda crossing: crossing.x), others=others, noise=noise)
+
+
+def _mark(panel: Axes, marked: list[Crossing]) -> None:
     left, right = panel.get_xlim()
-    for index, crossing in enumerate(resolved):
+    for index, crossing in enumerate(marked):
         panel.plot(
             [crossing.x], [crossing.y], marker="o", markersize=11, markerfacecolor="none", markeredgecolor="#22262B",
             markeredgewidth=1.1, zorder=5,
         )  # fmt: skip
-        if len(resolved) > _MOST_LABELS:
+        if len(marked) > _MOST_RINGS:
             continue
         above = index % 2 == 0
         near_right = crossing.x > left**0.2 * right**0.8
@@ -175,28 +200,27 @@ def _mark(panel: Axes, found: list[Crossing]) -> None:
         )
 
 
-def _sentence(crossing: Crossing, axis: str) -> str:
+def _sentence(crossing: Crossing, axis: str, at: str) -> str:
     return (
-        f"{axis[0].upper()}{axis[1:]}: {crossing.cheaper_before} is lower up to about {notation.tokens(crossing.x)} "
-        f"tokens of context, {crossing.cheaper_after} beyond."
+        f"{axis[0].upper()}{axis[1:]}{at}: {crossing.cheaper_before} is lower up to ≈ {notation.tokens(crossing.x)} "
+        f"tokens of context, then {crossing.cheaper_after}."
     )
 
 
-def _caption(what: Quantity, found: dict[Any, list[Crossing]], keys: list[Any], every: list[Any]) -> str:
+def _caption(what: Quantity, found: dict[Any, _Crossovers], keys: list[Any], every: list[Any]) -> str:
     parts = ["Wall-clock medians; bands are intervals." if what.noisy else "Measured from the live state."]
+    if any(found[key].marked for key in keys):
+        parts.append("Rings mark crossovers, interpolated between the contexts measured.")
     for key in keys:
-        at = f" at {what.panel} {key}" if key is not None and len(keys) > 1 else ""
-        for crossing in found[key]:
-            if crossing.resolved:
-                parts.append(
-                    f"{crossing.cheaper_after} falls below {crossing.cheaper_before}{at} at about "
-                    f"{notation.tokens(crossing.x)} tokens (ring)."
-                )
-        unresolved = sum(not crossing.resolved for crossing in found[key])
-        if unresolved:
-            plural = "s" if unresolved > 1 else ""
-            parts.append(f"{unresolved} further crossing{plural}{at} within the noise, not marked.")
-    if not any(found.values()):
+        at = f"At {what.panel} {key}" if key is not None and len(keys) > 1 else ""
+        told = [f"{c.cheaper_after} below {c.cheaper_before} from {notation.tokens(c.x)}" for c in found[key].marked]
+        if told:
+            parts.append(f"{at}: {', '.join(told)}." if at else f"{', '.join(told)}.")
+        if found[key].others:
+            parts.append(f"{found[key].others} more{at and f' {at.lower()}'} among those that are not the cheapest.")
+        if found[key].noise:
+            parts.append(f"{found[key].noise} more{at and f' {at.lower()}'} within the noise, not marked.")
+    if not any(c.marked or c.others or c.noise for c in found.values()):
         parts.append("No curves cross within the contexts measured.")
     if len(every) > len(keys):
         left = [str(key) for key in every if key not in keys]

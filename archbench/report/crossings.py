@@ -43,6 +43,22 @@ def crossings(curves: Mapping[str, Curve], noisy: bool) -> list[Crossing]:
     return sorted(found, key=lambda crossing: crossing.x)
 
 
+def on_floor(crossing: Crossing, curves: Mapping[str, Curve]) -> bool:
+    """Whether no other curve lies below the crossing: there the cheapest of all changes."""
+    others = [curve for name, curve in curves.items() if name not in (crossing.cheaper_before, crossing.cheaper_after)]
+    heights = [_height(curve, crossing.x) for curve in others]
+    return all(height is None or height >= crossing.y for height in heights)
+
+
+def _height(curve: Curve, x: float) -> float | None:
+    """The curve at x, straight between its points in log-log coordinates; None outside them."""
+    for left, right in pairwise(sorted(curve)):
+        if left <= x <= right:
+            t = math.log(x / left) / math.log(right / left)
+            return known(curve[left]) ** (1 - t) * known(curve[right]) ** t
+    return None
+
+
 def _pair(a: str, ya: Curve, b: str, yb: Curve, noisy: bool) -> list[Crossing]:
     shared = sorted(x for x in ya if x in yb and x > 0 and known(ya[x]) > 0 and known(yb[x]) > 0)
     log_ratio = {x: math.log(known(ya[x]) / known(yb[x])) for x in shared}

@@ -30,7 +30,10 @@ from archbench.report.palette import LineStyle, Style
 HALF, WIDE, HEIGHT = 5.35, 10.9, 3.75
 """Inches; two half figures and a gap make a wide one."""
 _DPI = 144
-_LEGEND_LETTERS = {HALF: 46, WIDE: 110}
+_LETTERS_PER_INCH = 14.5
+_LEGEND_LINE = 0.19
+_ENTRY_LETTERS = 9
+"""A legend entry's mark and gap, in letters."""
 _INK, _FAINT = "#22262B", "#D9DDE3"
 
 STYLE: Any = {
@@ -99,12 +102,22 @@ def house_style() -> Iterator[None]:
         yield
 
 
-def canvas(panels: int, wide: bool = False, share_y: bool = True, height: float = HEIGHT) -> tuple[Figure, list[Axes]]:
-    """A figure with so many panels side by side; more than one makes it wide."""
-    figure = Figure(figsize=(WIDE if wide or panels > 1 else HALF, height), layout="constrained")
+def canvas(
+    panels: int, legend: Sequence[str] = (), wide: bool = False, share_y: bool = True, height: float = HEIGHT
+) -> tuple[Figure, list[Axes]]:
+    """A figure with so many panels side by side; more than one makes it wide. A legend of more than one line makes it
+    higher."""
+    width = WIDE if wide or panels > 1 else HALF
+    more = math.ceil(len(legend) / _legend_columns(legend, width)) - 1 if legend else 0
+    figure = Figure(figsize=(width, height + more * _LEGEND_LINE), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots(1, panels, sharey=share_y, squeeze=False)
     return figure, list(axes[0])
+
+
+def _legend_columns(names: Sequence[str], width: float) -> int:
+    longest = max(len(name) for name in names) + _ENTRY_LETTERS
+    return max(1, min(len(names), int(width * _LETTERS_PER_INCH) // longest))
 
 
 def save(drawing: Drawing, folder: Path) -> list[Path]:
@@ -128,23 +141,26 @@ def legend(
     def handle(row: Row) -> Artist:
         look = styles[row]
         if marks == "bars":
-            return Patch(color=look.colour, label=row.name)
+            return Patch(facecolor=look.face, edgecolor=look.colour, hatch=hatch(look), label=row.name)
         line: LineStyle = look.line if marks == "lines" else "none"
         return Line2D(
             [], [], color=look.colour, marker=look.marker, markerfacecolor=look.face, linestyle=line, label=row.name
         )
 
     handles = [handle(row) for row in rows]
-    longest = max((len(row.name) for row in rows), default=1) + 7
-    room = _LEGEND_LETTERS[WIDE if figure.get_figwidth() > HALF else HALF]
     figure.legend(
         handles=handles,
         loc="outside upper left",
-        ncols=max(1, min(len(handles), room // longest)),
+        ncols=_legend_columns([row.name for row in rows], figure.get_figwidth()),
         frameon=False,
         handlelength=2.6 if marks == "lines" else 1.3,
         columnspacing=1.6,
     )
+
+
+def hatch(look: Style) -> str:
+    """Bars of the second row of a label are striped in its colour."""
+    return "" if look.face == look.colour else "////"
 
 
 def context_axis(axes: Axes, contexts: Sequence[float]) -> None:
@@ -169,7 +185,7 @@ def log_axis(axes: Axes, which: str, values: Sequence[float], unit: str, least_f
     axis = axes.xaxis if which == "x" else axes.yaxis
     (axes.set_xscale if which == "x" else axes.set_yscale)("log")
     (axes.set_xlim if which == "x" else axes.set_ylim)(low, high)
-    subs = (1.0, 2.0, 5.0) if high / low < 300 else (1.0,)
+    subs = (1.0, 2.0, 3.0, 4.0, 6.0, 8.0) if high / low < 5 else (1.0, 2.0, 5.0) if high / low < 300 else (1.0,)
     axis.set_major_locator(LogLocator(base=10, subs=subs, numticks=14))
     axis.set_minor_locator(NullLocator() if len(subs) > 1 else LogLocator(base=10, subs=(2.0, 5.0), numticks=30))
     axis.set_major_formatter(FuncFormatter(lambda value, _: tick(value, unit)))

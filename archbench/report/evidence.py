@@ -169,13 +169,17 @@ class Evidence:
             if record.status == "failed":
                 return Finding(reason=f"training failed: {record.reason}", status="failed")
         if (row, metric) not in self._planned:
-            return Finding(reason=f"metric {metric} was not part of this run for {row.name}", status="absent")
+            return Finding(reason=f"not measured; this run has no {metric} job for {row.name}", status="absent")
         point = f" at {coordinates(at)}" if at else ""
-        return Finding(reason=f"{metric} recorded no {quantity}{point} for {row.name}", status="absent")
+        return Finding(reason=f"not recorded; {metric} gave no {quantity}{point} for {row.name}", status="absent")
 
     def problems(self) -> list[Record]:
         """Every record without a value."""
         return [record for records in self._missing.values() for record in records]
+
+    def planned(self, row: Row, metric: str) -> bool:
+        """Whether the run asked this metric of the row, whatever came of it."""
+        return (row, metric) in self._planned
 
     def problems_of(self, row: Row, metric: str) -> list[Record]:
         """The records of a row's metric that have no value."""

@@ -16,6 +16,8 @@ _PREAMBLE = re.compile(r"^.*?(?=<svg\b)", re.DOTALL)
 _METADATA = re.compile(r"<metadata>.*?</metadata>\s*", re.DOTALL)
 _STYLE = re.compile(r"<style\b.*?</style>\s*", re.DOTALL)
 _SIZE = re.compile(r'viewBox="0 0 ([0-9.]+) ([0-9.]+)"')
+_PATH = re.compile(r'\bd="[^"]*"')
+_LONG_NUMBER = re.compile(r"(\.\d\d)\d+")
 _PIXELS_PER_POINT = 96 / 72
 
 
@@ -46,6 +48,7 @@ def inline_svg(svg: str, name: str, alt: str) -> Markup:
     body = re.sub(r'\bid="', f'id="{name}-', body)
     body = re.sub(r'\b(?:xlink:)?href="#', f'href="#{name}-', body)
     body = body.replace("url(#", f"url(#{name}-")
+    body = _PATH.sub(lambda path: _LONG_NUMBER.sub(r"\1", path.group(0)), body)
     opening = (
         f'<svg viewBox="{size.group(0)[9:-1]}" width="{width:.0f}" height="{height:.0f}" role="img" '
         f'aria-label="{escape(alt)}">'

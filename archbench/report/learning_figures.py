@@ -26,11 +26,11 @@ def quality_against_flops(evidence: Evidence, styles: dict[Row, Style]) -> Drawi
     drawn = {row: pair for row, pair in points.items() if pair[0].value and pair[1].value is not None}
     if not drawn:
         return drawing.omitted(name, title, [finding for pair in points.values() for finding in pair])
-    figure, (axes,) = drawing.canvas(1)
+    figure, (axes,) = drawing.canvas(1, legend=[row.name for row in drawn])
     flops = [known(pair[0]) for pair in drawn.values()]
     curves = {row: evidence.records_of(row, "likelihood", "bits_per_byte", state=state) for row in drawn}
     flops += [x for records in curves.values() for record in records for x in record.along.get("flops", ())]
-    drawing.log_axis(axes, "x", flops, "FLOP")
+    drawing.log_axis(axes, "x", flops, "FLOP", least_factor=3.0)
     for row, records in curves.items():
         for record in records:
             if record.along.get("flops"):
@@ -49,20 +49,23 @@ def quality_against_flops(evidence: Evidence, styles: dict[Row, Style]) -> Drawi
         _point(axes, spent, bits, styles[row])
     floors = {row: _bits(evidence, row, state) for row in evidence.references}
     floors = {row: finding for row, finding in floors.items() if finding.value is not None}
+    above = _frame(axes, [bits for _, bits in drawn.values()], floors)
     for row, finding in floors.items():
+        if row.name in above:
+            continue
         axes.axhline(known(finding), color=styles[row].colour, linestyle=styles[row].line, linewidth=1.2)
         axes.annotate(
             row.name, (1, known(finding)), xycoords=("axes fraction", "data"), xytext=(0, 2),
             textcoords="offset points", ha="right", va="bottom", fontsize=9, color="#4A5058",
         )  # fmt: skip
-    axes.margins(y=0.12)
+    axes.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
     axes.set_xlabel("training FLOPs")
     axes.set_ylabel(f"bits per byte ({state})")
     drawing.legend(figure, styles, list(drawn), marks="points")
     left = [row.name for row in points if row not in drawn]
     caption = "Held-out bits per byte (lower is better) at the end of training; bars are intervals."
-    if floors:
-        caption += " Grey lines: references."
+    if above:
+        caption += f" References above the frame: {', '.join(f'{name} {value:.2f}' for name, value in above.items())}."
     if left:
         caption += f" Without a point, see the quality table: {', '.join(left)}."
     data = pd.DataFrame(
@@ -80,6 +83,18 @@ def quality_against_flops(evidence: Evidence, styles: dict[Row, Style]) -> Drawi
         for row, (spent, bits) in drawn.items()
     )
     return Drawing(name=name, title=title, caption=caption, alt=f"{title}: {told}.", figure=figure, data=data)
+
+
+def _frame(axes: Axes, drawn: list[Finding], floors: dict[Row, Finding]) -> dict[str, float]:
+    """Fits the y axis to the points with their intervals; returns the references that lie far above them."""
+    lows = [finding.low if finding.low is not None else known(finding) for finding in drawn]
+    highs = [finding.high if finding.high is not None else known(finding) for finding in drawn]
+    low, high = min(lows), max(highs)
+    span = max(high - low, 0.02)
+    near = [known(finding) for finding in floors.values() if known(finding) <= high + span]
+    high = max([high, *near])
+    axes.set_ylim(low - 0.18 * span, high + 0.18 * span)
+    return {row.name: known(finding) for row, finding in floors.items() if known(finding) > high}
 
 
 def _bits(evidence: Evidence, row: Row, state: str) -> Finding:
@@ -107,23 +122,36 @@ def loss_curves(evidence: Evidence, styles: dict[Row, Style]) -> Drawing | Omitt
         rows = evidence.architectures
         return drawing.omitted(name, title, [evidence.missing(row, "training", "loss") for row in rows])
     shown = list(phases)[:_MOST_PHASES]
-    figure, panels = drawing.canvas(len(shown), share_y=False)
+    rows = [row for row in evidence.architectures if any(row in phases[phase] for phase in shown)]
+    figure, panels = drawing.canvas(len(shown), legend=[row.name for row in rows], share_y=False)
     for panel, phase in zip(panels, shown, strict=True):
-        for row, records in phases[phase].items():
+        for index, (row, records) in enumerate(phases[phase].items()):
             for record in records:
                 xs, ys = drawing.thin(record.along["bytes"], record.samples)
-                panel.plot(xs, ys, color=styles[row].colour, linestyle=styles[row].line, linewidth=1.4, alpha=0.9)
+                every = max(1, len(xs) // 6)
+                look = styles[row]
+                panel.plot(
+                    xs,
+                    ys,
+                    color=look.colour,
+                    linestyle=look.line,
+                    linewidth=1.4,
+                    alpha=0.9,
+                    marker=look.marker,
+                    markerfacecolor=look.face,
+                    markersize=4.5,
+                    markevery=(index * every // 4 % every, every),
+                )
         _loss_range(panel, [s for records in phases[phase].values() for record in records for s in record.samples])
         panel.set_xlim(left=0)
         panel.xaxis.set_major_locator(MaxNLocator(5))
         panel.xaxis.set_major_formatter(FuncFormatter(lambda x, _: drawing.tick(x, "B")))
         panel.set_xlabel("training text read")
         panel.set_ylabel("loss (nats per token)")
-        if len(shown) > 1 or shown[0] != "training":
+        if len(shown) > 1:
             panel.set_title(f"phase {phase}")
-    rows = [row for row in evidence.architectures if any(row in phases[phase] for phase in shown)]
     drawing.legend(figure, styles, rows)
-    caption = "Each seed is one line. Losses compare only within a phase and a codec."
+    caption = "Each seed is one line; the first steps may lie above the frame. Compare only within a phase and a codec."
     if len(phases) > len(shown):
         caption += f" Not drawn, but in the CSV: {', '.join(list(phases)[_MOST_PHASES:])}."
     data = pd.concat(
@@ -145,7 +173,7 @@ def loss_curves(evidence: Evidence, styles: dict[Row, Style]) -> Drawing | Omitt
 
 
 def _loss_range(panel: Axes, losses: list[float]) -> None:
-    """Cuts off the first drop, which would flatten the rest: up to the 99th percentile with a margin."""
+    """Cuts off the first drop, which would flatten the rest: up to the 97th percentile with a margin."""
     ordered = sorted(losses)
     low, high = ordered[0], ordered[int(0.97 * (len(ordered) - 1))]
     margin = 0.08 * (high - low) or 0.1

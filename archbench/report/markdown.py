@@ -34,6 +34,7 @@ def _lines(report: Contents) -> Iterator[str]:
     yield "## Quality"
     yield from _table(report.quality)
     yield "## Budget"
+    yield ""
     if report.budget_figure:
         yield from _figure(report.budget_figure)
     for budget in report.budgets:
@@ -84,7 +85,7 @@ def _table(table: Table) -> Iterator[str]:
 def _cell(cell: TableCell) -> str:
     shown = f"*{_escape(cell.text)}*" if cell.reason else _escape(cell.text)
     flag = " ⚠" if cell.flagged else ""
-    return shown + flag + (f" {_escape(cell.detail)}" if cell.detail else "")
+    return shown + flag + "".join(f" {_escape(extra)}" for extra in (cell.detail, cell.more) if extra)
 
 
 def _figure(figure: Drawing) -> Iterator[str]:

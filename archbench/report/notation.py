@@ -14,16 +14,17 @@ _PREFIXED = {
     "B": "B",
     "B/s": "B/s",
     "FLOP": "FLOP",
-    "FLOP/B": "FLOP/B",
+    "FLOP/B": "",
     "FLOP/s": "FLOP/s",
-    "FLOP/token": "FLOP",
+    "FLOP/token": "",
     "parameter": "",
     "step": "",
     "token": "",
-    "token/s": "token/s",
+    "token/s": "/s",
 }
 _PLAIN_DIGITS = 3
 _MOST_DIGITS = 5
+_SHORTEST_CLAUSE = 12
 
 
 def scale(value: float, unit: str) -> tuple[float, str]:
@@ -78,6 +79,11 @@ def percent(fraction: float, signed: bool = False) -> str:
     return f"{'0.0' if float(text) == 0 else text} %".replace("-", "\N{MINUS SIGN}")
 
 
+def share(fraction: float) -> str:
+    """`5 %`: a round share, without needless decimals."""
+    return f"{100 * fraction:g} %"
+
+
 def ratio(value: float) -> str:
     """`×12`, for deviations too large to be read in per cent."""
     return f"×{value:.{max(0, 1 - math.floor(math.log10(value)))}f}"
@@ -97,6 +103,10 @@ def shorten(reason: str, width: int = 48) -> str:
     clause = reason.strip().split("\n")[0]
     for mark in ("; ", ". "):
         clause = clause.split(mark)[0]
+    for mark in (" (", ": "):
+        head = clause.split(mark)[0]
+        if len(clause) > width and len(head) >= _SHORTEST_CLAUSE:
+            clause = head
     if len(clause) <= width:
         return clause or "no reason given"
     return clause[: width - 1].rsplit(" ", 1)[0].rstrip(",;:") + " …"

@@ -13,9 +13,9 @@ from archbench.report.table import Column, Table
 SHOWN_ELSEWHERE = {
     "training": {
         "seconds", "cpu_seconds", "tokens_per_second", "bytes_per_second", "flops", "flops_per_second",
-        "matmul_utilisation", "loss",
+        "matmul_utilisation", "loss", "steps",
     },
-    "likelihood": {"bits_per_byte", "perplexity"},
+    "likelihood": {"bits_per_byte", "perplexity", "heldout_bytes"},
     "brier_lm": {"brier_lm", "brier_n"},
     "cost": {
         "parameters", "training_flops_per_token", "prefill_flops_per_token", "decode_flops_per_token",
@@ -46,7 +46,7 @@ def other_table(evidence: Evidence) -> Table | None:
     notes = (f"{left} further lines are left out here; they are in the results file.",) if left > 0 else ()
     return Table(
         key="others",
-        title="Other quantities",
+        title="What no other table shows",
         columns=(
             Column(name="quantity", numeric=False),
             Column(name="architecture", numeric=False),

@@ -49,7 +49,11 @@ def quality_table(evidence: Evidence) -> Table:
         title="Quality on held-out text",
         columns=tuple(columns),
         lines=tuple(zip(*cells, strict=True)),
-        notes=(_interval_note([f for found in bits.values() for f in found]), *_codec_note(rows)),
+        notes=(
+            _interval_note([f for found in bits.values() for f in found]),
+            *_scored_note(evidence),
+            *_codec_note(rows),
+        ),
         rule_after=len(evidence.architectures) if evidence.references else None,
     )
 
@@ -71,13 +75,13 @@ def budget_table(match: list[AxisMatch], name: str = "") -> Table:
     rows = [entry.row for entry in match[0].entries]
     lines = []
     for axis in match:
-        cells = [table.text(axis.axis + ("" if axis.declared else " *"), axis.note)]
-        for index, entry in enumerate(axis.entries):
+        cells = [table.text(axis.axis + (" (declared)" if axis.declared else ""), axis.note)]
+        for entry in axis.entries:
             cell = table.number(entry.finding)
             if entry.deviation is None and not cell.reason:
                 cell = TableCell(text=cell.text, detail="no value to hold it against", sort=cell.sort)
             elif entry.deviation is not None:
-                detail = "reference point" if index == 0 else deviation(entry.deviation)
+                detail = "reference point" if entry is axis.contenders[0] else deviation(entry.deviation)
                 cell = TableCell(text=cell.text, detail=detail, sort=cell.sort, flagged=not entry.matched)
             cells.append(cell)
         cells.append(_verdict(axis))
@@ -88,12 +92,12 @@ def budget_table(match: list[AxisMatch], name: str = "") -> Table:
         columns=(
             Column(name="axis", numeric=False),
             *(Column(name=row.name) for row in rows),
-            Column(name=f"matched within {notation.percent(TOLERANCE)}", numeric=False),
+            Column(name=f"matched within {notation.share(TOLERANCE)}", numeric=False),
         ),
         lines=tuple(lines),
         notes=(
-            "* An outcome of the architecture, not a budget given to it: it need not be equal, but no ranking is along "
-            "it where it differs.",
+            "Declared: what the suite set out to make equal; only along these is anything ranked. The other axes are "
+            "outcomes, which need not be equal.",
         ),
     )
 
@@ -104,10 +108,10 @@ def deviation(value: float) -> str:
 
 
 def _verdict(axis: AxisMatch) -> TableCell:
-    if len(axis.entries) == 1:
-        return table.text("one architecture only")
+    if len(axis.contenders) < 2:
+        return table.text("nothing to hold it against", "fewer than two architectures ran")
     if axis.mismatch is None:
-        missing = [entry.row.name for entry in axis.entries if entry.deviation is None]
+        missing = [entry.row.name for entry in axis.contenders if entry.deviation is None]
         return table.text("not known", f"no value for {notation.listed(missing)}")
     if axis.matched:
         return table.text("matched", f"within {notation.percent(abs(axis.mismatch))}")
@@ -148,6 +152,14 @@ def _interval_note(findings: list[Finding]) -> str:
         frozenset({"seeds"}): "over seeds (t distribution); the value is the mean of the seeds",
     }.get(frozenset(spans), "over seeds where a row has several, else over held-out documents")
     return f"Brackets hold {notation.listed(confidences)} intervals {over}."
+
+
+def _scored_note(evidence: Evidence) -> tuple[str, ...]:
+    """How much text was read, if it was the same for all."""
+    found = {f.value for row in evidence.rows for f in evidence.series(row, "likelihood", "heldout_bytes")}
+    if len(found) != 1:
+        return ()
+    return (f"Scored: {notation.plain(float(found.pop() or 0), 'B')} of held-out text.",)
 
 
 def _codec_note(rows: list[Row]) -> tuple[str, ...]:

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import pairwise
 
 from archbench.report import notation
 from archbench.report.evidence import Finding
 
+SAME_REASON = "same reason"
+
 
 @dataclass(frozen=True, kw_only=True)
 class TableCell:
-    """`text` is what is read, `detail` its interval or remark; `sort` orders it in a sortable table.
+    """`text` is what is read, `detail` its interval or remark, `more` a second remark; `sort` orders it in a sortable
+    table.
 
     `reason` is set where a number is missing, in full, with `status` saying of what kind. `flagged` marks a value that
     breaks a rule.
@@ -19,6 +23,7 @@ class TableCell:
 
     text: str
     detail: str = ""
+    more: str = ""
     sort: float | str | None = None
     reason: str = ""
     status: str = "ok"
@@ -39,7 +44,11 @@ class Column:
 
 @dataclass(frozen=True, kw_only=True)
 class Table:
-    """The first cell of a line is its heading. `rule_after` draws a line below that many lines (references follow)."""
+    """The first cell of a line is its heading. `rule_after` draws a line below that many lines (references follow). A
+    `folded` table is opened by those who want it.
+
+    A reason that stands in the cell to the left as well is not written out again.
+    """
 
     key: str
     title: str
@@ -47,9 +56,18 @@ class Table:
     lines: tuple[tuple[TableCell, ...], ...]
     notes: tuple[str, ...] = ()
     rule_after: int | None = None
+    folded: bool = False
 
     def __post_init__(self) -> None:
         assert all(len(line) == len(self.columns) for line in self.lines), f"table {self.key} is ragged"
+        object.__setattr__(self, "lines", tuple(_said_once(line) for line in self.lines))
+
+
+def _said_once(line: Sequence[TableCell]) -> tuple[TableCell, ...]:
+    repeated = [bool(cell.reason) and cell.reason == before.reason for before, cell in pairwise(line)]
+    return tuple(
+        replace(cell, text=SAME_REASON) if again else cell for cell, again in zip(line, [False, *repeated], strict=True)
+    )
 
 
 def text(value: str, detail: str = "", flagged: bool = False) -> TableCell:

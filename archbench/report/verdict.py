@@ -8,6 +8,7 @@ cent, make the whole comparison exploratory.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import datetime, timezone
 
 from archbench.record import Record
 from archbench.report import notation
@@ -70,10 +71,18 @@ def _subtitle(records: list[Record]) -> tuple[tuple[str, str], ...]:
     ]
     return (
         ("suite", head.suite or "not recorded"),
-        ("date", created[-1] if created else "not recorded"),
+        ("date", _date(created[-1]) if created else "not recorded"),
         ("machine", ", ".join(part for part in machine if part)),
         ("command", head.command or "not recorded"),
     )
+
+
+def _date(created: str) -> str:
+    """`2026-11-21 10:15 UTC` from an ISO time."""
+    try:
+        return datetime.fromisoformat(created).astimezone(timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
+    except ValueError:
+        return created
 
 
 def _quality(evidence: Evidence, rows: list[Row], match: list[AxisMatch], place: str) -> str:
@@ -84,14 +93,13 @@ def _quality(evidence: Evidence, rows: list[Row], match: list[AxisMatch], place:
     for row, finding in have:
         sentences.append(f"{row.name} {_bits(finding)}")
     lack = [
-        f"{row.name} has no bits per byte ({notation.shorten(finding.reason, 90)})"
+        f"{row.name} has no bits per byte: {notation.shorten(finding.reason, 70)}"
         for row, finding in found
         if finding.value is None
     ]
     text = f"{place}bits per byte of held-out text, {_state_words(state)}: {', '.join(sentences)}" if have else place
     text = f"{text[:1].upper()}{text[1:]}".rstrip()
     parts = [text + "."] if have else ([text] if text else [])
-    parts += [f"{sentence}." for sentence in lack]
     if len(have) > 1:
         parts.append(_ranking(have, match))
         parts += _other_states(evidence, [row for row, _ in have], state, match)
@@ -99,6 +107,7 @@ def _quality(evidence: Evidence, rows: list[Row], match: list[AxisMatch], place:
         parts.append("There is no second architecture with this number to hold it against.")
     parts += _floors(evidence, have, state)
     parts.append(_seeds(rows))
+    parts += [f"{sentence}." for sentence in lack]
     return " ".join(parts)
 
 
@@ -126,10 +135,11 @@ def _bits(finding: Finding) -> str:
 
 def _ranking(have: list[tuple[Row, Finding]], match: list[AxisMatch]) -> str:
     (best, lowest), rest = have[0], have[1:]
-    matched = [axis for axis in match if axis.declared and axis.matched]
+    ranked = {row for row, _ in have}
+    matched = [axis for axis in (axis.among(ranked) for axis in match) if axis.declared and axis.matched]
     if not matched:
         return "No declared budget is matched within 5 %, so nothing is ranked."
-    equal = notation.listed([f"{axis.axis} (within {_residual(axis)})" for axis in matched])
+    equal = notation.listed([f"{axis.axis} ({_residual(axis)})" for axis in matched])
     apart = [row.name for row, finding in rest if separated(lowest, finding)]
     close = [row.name for row, finding in rest if not separated(lowest, finding)]
     if any(not finding.has_interval for _, finding in have):
@@ -149,12 +159,13 @@ def _ranking(have: list[tuple[Row, Finding]], match: list[AxisMatch]) -> str:
 
 
 def _residual(axis: AxisMatch) -> str:
-    return notation.percent(abs(axis.mismatch or 0.0))
+    shown = notation.percent(abs(axis.mismatch or 0.0))
+    return "exactly" if shown == notation.percent(0.0) else f"within {shown}"
 
 
 def _other_states(evidence: Evidence, rows: list[Row], state: str, match: list[AxisMatch]) -> list[str]:
     """A sentence for each other state under which another architecture is ahead beyond its interval."""
-    if not any(axis.declared and axis.matched for axis in match):
+    if not any(axis.declared and axis.among(rows).matched for axis in match):
         return []
     sentences = []
     first = min(rows, key=lambda row: known(evidence.find(row, "likelihood", "bits_per_byte", state=state)))
@@ -205,14 +216,15 @@ def _seeds(rows: list[Row]) -> str:
 def _mismatches(match: list[AxisMatch]) -> list[str]:
     reasons = []
     for axis in match:
-        if not axis.declared or len(axis.entries) < 2 or axis.matched:
+        if not axis.declared or len(axis.contenders) < 2 or axis.matched:
             continue
         if axis.mismatch is None:
-            missing = [entry.row.name for entry in axis.entries if entry.deviation is None]
+            missing = [entry.row.name for entry in axis.contenders if entry.deviation is None]
             reasons.append(f"{axis.axis} not known for {notation.listed(missing)}")
         else:
-            worst = max(axis.entries, key=lambda entry: abs(entry.deviation or 0.0))
+            worst = max(axis.contenders, key=lambda entry: abs(entry.deviation or 0.0))
             reasons.append(
-                f"{axis.axis} of {worst.row.name} differ by {deviation(axis.mismatch)} from {axis.entries[0].row.name}"
+                f"{axis.axis} of {worst.row.name} differ by {deviation(axis.mismatch)} "
+                f"from {axis.contenders[0].row.name}"
             )
     return reasons
