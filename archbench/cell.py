@@ -27,7 +27,10 @@ _TRAINED_BY = (
     "model.py", "state.py", "layers.py", "sampling.py", "codec.py", "train.py", "ops/**/*.py", "ops/**/*.c",
     "data/*.py",
 )  # fmt: skip
-_MEASURED_BY = ("stats.py", "flops.py", "roofline.py", "generation.py", "metric.py", "metrics/*.py", "history.py")
+_MEASURED_BY = (
+    "stats.py", "flops.py", "operators.py", "roofline.py", "generation.py", "prompts.py", "timing.py", "metric.py",
+    "metrics/*.py", "history.py",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)

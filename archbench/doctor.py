@@ -70,7 +70,7 @@ def _kernels() -> Iterator[Fact]:
 
     compiler = os.environ.get("ARCHBENCH_CC") or shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
     yield Fact("C compiler", compiler or "none: native kernels cannot be built; the lean ones are used")
-    for op in backends.OPS:
+    for op in backends.OPERATIONS:
         levels = ", ".join(f"{level}: {state}" for level, state in backends.available(op).items())
         yield Fact(f"kernel {op}", levels)
 

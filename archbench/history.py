@@ -12,9 +12,9 @@ from archbench.errors import CheckpointError
 
 @dataclass(frozen=True, kw_only=True)
 class Point:
-    """The state of training after `step` steps of `phase`.
+    """The state of training at the end of a step of `phase`.
 
-    `tokens`, `bytes`, `flops`, `seconds` (wall) and `cpu_seconds` are totals since training began, over all sessions
+    `step`, `tokens`, `bytes`, `flops`, `seconds` (wall) and `cpu_seconds` are totals since training began, over all sessions
     if it was interrupted. `loss` is the mean over the steps since the previous point, in nats per token where the
     phase's loss is a likelihood; `parts` are the loss's named parts, averaged in the same way.
     """
@@ -37,7 +37,7 @@ class History:
 
     `precision` is what the model trained in ("fp32" or "bf16-mixed") and `precision_reason` says why;
     `matmul_peak` is the FLOP/s of the best matrix product seen in the same process, threads and precision;
-    `sessions` counts how often training was started or resumed.
+    `sessions` counts how often training was started or resumed; `backend` is the kernel level each operation ran at.
     """
 
     precision: str = "fp32"
@@ -46,6 +46,7 @@ class History:
     threads: int = 1
     sessions: int = 1
     device: str = "cpu"
+    backend: dict[str, str] = field(default_factory=dict)
     points: list[Point] = field(default_factory=list)
 
     @property

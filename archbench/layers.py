@@ -14,6 +14,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Generator, Tensor, nn
 
+from archbench.ops import backends
+
 
 class RMSNorm(nn.Module):
     """Root-mean-square norm with gain, statistics in fp32. Source: Zhang & Sennrich 2019, eq. 4."""
@@ -149,6 +151,7 @@ def causal_attention(
 ) -> Float[Tensor, "b h t e"]:
     """Softmax attention of the last t of s positions; query i sees keys up to s - t + i. Query heads share key-value
     heads in groups of h / g. Source: Vaswani et al. 2017, eq. 1; Ainslie et al. 2023."""
+    backends.note("attention", "lean")
     t, s = q.shape[2], k.shape[2]
     grouped = q.shape[1] != k.shape[1]
     if t == s:

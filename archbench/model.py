@@ -260,8 +260,10 @@ class _AutoregressiveFlops(FlopFormulas):
         self.model = model
 
     def training(self, context: int, causal: float = 0.5) -> float:
-        # The backward pass multiplies every matrix twice: once for its input's gradient, once for its own.
-        return 3 * (self.model.hidden_flops(context, 0, causal) + context * self.model.logits_flops())
+        # The backward pass multiplies every matrix twice: once for its input's gradient, once for its own. A model
+        # that learns by reading has none.
+        passes = 3 if any(phase.groups for phase in self.model.phases()) else 1
+        return passes * (self.model.hidden_flops(context, 0, causal) + context * self.model.logits_flops())
 
     def prefill(self, n: int, context: int = 0, causal: float = 0.5) -> float:
         return self.model.hidden_flops(n, context, causal)

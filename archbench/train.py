@@ -24,6 +24,7 @@ from archbench.data.windows import Windows
 from archbench.errors import CheckpointError, ConfigError, TrainingError
 from archbench.history import History, Point
 from archbench.model import Batch, Loss, Phase, SequenceModel, parameters_of
+from archbench.ops import backends
 from archbench.roofline import matmul_peak
 
 POINTS = 200
@@ -121,6 +122,7 @@ class _Trainer:
 
     def run(self) -> History:
         self.model.train()
+        backends.forget()
         resumed = self._resume()
         if resumed is None:
             self._choose_precision()
@@ -133,6 +135,7 @@ class _Trainer:
                 resumed = None
             self._run_phase(phase, optimizer)
         self.model.eval()
+        self.history.backend = backends.in_use()
         return self.history
 
     def _run_phase(self, phase: Phase, optimizer: torch.optim.Optimizer | None) -> None:

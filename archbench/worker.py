@@ -65,11 +65,12 @@ def _train_and_measure(task: dict[str, Any], emit: Emit) -> None:
         try:
             metric = registry.metric(job["metric"])
             settings = parse(metric.settings, job["settings"], f"metrics.{job['metric']}")
+            backends.forget()
             found = list(metric.measure(subject, settings))  # type: ignore[union-attr]
         except Exception as error:
             emit({"event": "failed", "job": job["id"], "reason": _reason(error)})
         else:
-            emit(_measured(job["id"], found))
+            emit(_measured(job["id"], found, backends.in_use() or subject.history.backend))
 
 
 def _train(cell: Cell, folder: Path, task: dict[str, Any], emit: Emit) -> None:
@@ -131,7 +132,7 @@ def _time_together(task: dict[str, Any], emit: Emit) -> None:
             if isinstance(outcome, Exception):
                 emit({"event": "failed", "job": job_id, "reason": _reason(outcome)})
             else:
-                emit(_measured(job_id, outcome))
+                emit(_measured(job_id, outcome, subjects[job_id].history.backend))
 
 
 def _subject(cell: Cell, folder: Path, device: str) -> Subject:
@@ -157,12 +158,12 @@ def _device(wish: str) -> torch.device:
     return torch.device(wish)
 
 
-def _measured(job_id: str, found: list[Measurement]) -> dict[str, Any]:
+def _measured(job_id: str, found: list[Measurement], backend: dict[str, str]) -> dict[str, Any]:
     return {
         "event": "measured",
         "job": job_id,
         "measurements": [_plain(measurement) for measurement in found],
-        "backend": backends.in_use(),
+        "backend": backend,
         "environment": {**describe(), "threads": torch.get_num_threads()},
     }
 

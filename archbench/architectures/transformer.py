@@ -165,7 +165,7 @@ class Transformer(AutoregressiveModel):
         self.vocab_size = config.vocab_size
         self.boundary = config.boundary
         # 0.6 is the root mean square of the first residual stream; a tied table must suit the logits instead.
-        std = config.d_model**-0.5 if config.tie_embeddings else 0.6
+        std = 0.3 * config.d_model**-0.5 if config.tie_embeddings else 0.6
         self.embedding = Embedding(config.vocab_size, config.d_model, std=std, generator=generator)
         self.blocks = nn.ModuleList(Block(config, generator) for _ in range(config.n_layers))
         self.norm = RMSNorm(config.d_model, config.norm_eps)

@@ -5,7 +5,8 @@ is set back to the present level, the work runs, and the mark is read again. Eve
 activations, gradients, optimizer moments, the state, scratch of libraries. The work has run once before, so that what
 is loaded or allocated only the first time does not. On an accelerator the allocator's own high-water mark is read.
 
-Models, inputs, and for decoding the state read into, are there before and do not count.
+Models, inputs, and for decoding the state read into, are there before and do not count. The kernel counts in pages and
+lazily: what is below about a megabyte is noise and may read as 0.
 """
 
 from __future__ import annotations

@@ -47,6 +47,7 @@ _PROBES: dict[str, dict[str, Callable[[], str]]] = {
         "cuda": scan_cuda.conv_reason,
     },
 }
+OPERATIONS = tuple(_PROBES)
 _KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _KERNEL_DEVICE = {"native": "cpu", "cuda": "cuda"}
 

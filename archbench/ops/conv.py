@@ -136,7 +136,9 @@ def _conv(x: Tensor, weight: Tensor, bias: Tensor, window: Tensor | None, backen
     if n_tokens >= n_kept:
         kept = x[:, n_tokens - n_kept :].to(dtype, copy=True)
     else:
-        kept = conv_torch.padded(x.to(dtype), before, weight.shape[1])[:, n_tokens:].contiguous()
+        # A copy even where the slice is contiguous: a view would keep the whole padded tensor alive in the state.
+        tail = conv_torch.padded(x.to(dtype), before, weight.shape[1])[:, n_tokens:]
+        kept = tail.clone(memory_format=torch.contiguous_format)
     return y.to(x.dtype), kept
 
 

@@ -93,7 +93,7 @@ def training_bytes(evidence: Evidence, row: Row) -> Finding:
     return (
         evidence.missing(row, "training", "bytes")
         if not evidence.series(row, "training", "loss")
-        else Finding(reason=f"the loss curve of {row.name} has no byte positions", status="absent")
+        else Finding(reason="not recorded; the loss curve has no byte positions", status="absent")
     )
 
 

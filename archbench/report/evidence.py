@@ -169,9 +169,9 @@ class Evidence:
             if record.status == "failed":
                 return Finding(reason=f"training failed: {record.reason}", status="failed")
         if (row, metric) not in self._planned:
-            return Finding(reason=f"not measured; this run has no {metric} job for {row.name}", status="absent")
+            return Finding(reason=f"not measured; this run has no {metric} job for it", status="absent")
         point = f" at {coordinates(at)}" if at else ""
-        return Finding(reason=f"not recorded; {metric} gave no {quantity}{point} for {row.name}", status="absent")
+        return Finding(reason=f"not recorded; {metric} gave no {quantity}{point}", status="absent")
 
     def problems(self) -> list[Record]:
         """Every record without a value."""
@@ -320,10 +320,10 @@ def _over_seeds(at: At, records: Iterable[Record]) -> Finding:
             at=at,
             samples=pooled,
         )
-    mean = math.fsum(values) / len(values)
+    mean = math.fsum(values) / len(values) if len(set(values)) > 1 else values[0]
     spread = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1))
     half = float(stdtrit(len(values) - 1, 0.5 + SEED_CONFIDENCE / 2)) * spread / math.sqrt(len(values))
-    varied = spread > 0
+    varied = len(set(values)) > 1  # rounding can give equal values a spread
     return Finding(
         value=mean,
         low=mean - half if varied else None,

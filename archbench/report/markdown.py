@@ -85,7 +85,11 @@ def _table(table: Table) -> Iterator[str]:
 def _cell(cell: TableCell) -> str:
     shown = f"*{_escape(cell.text)}*" if cell.reason else _escape(cell.text)
     flag = " ⚠" if cell.flagged else ""
-    return shown + flag + "".join(f" {_escape(extra)}" for extra in (cell.detail, cell.more) if extra)
+    return shown + flag + "".join(f" {_aside(extra)}" for extra in (cell.detail, cell.more) if extra)
+
+
+def _aside(text: str) -> str:
+    return _escape(text) if text.startswith("[") else f"({_escape(text)})"
 
 
 def _figure(figure: Drawing) -> Iterator[str]:

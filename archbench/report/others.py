@@ -61,20 +61,21 @@ def other_table(evidence: Evidence) -> Table | None:
 
 def failures_table(evidence: Evidence, tables: Sequence[Table]) -> Table | None:
     """Every reason in full: those of the records, then those of numbers that the tables looked for in vain."""
-    groups: dict[tuple[str, str, str], list[Record]] = defaultdict(list)
+    groups: dict[tuple[str, str], list[Record]] = defaultdict(list)
     for record in evidence.problems():
-        groups[record.status, record.metric, record.reason].append(record)
+        groups[record.status, record.reason].append(record)
     order = {"failed": 0, "unsupported": 1}
     lines = []
-    for (status, metric, reason), records in sorted(groups.items(), key=lambda item: (order[item[0][0]], item[0][1])):
+    for (status, reason), records in sorted(groups.items(), key=lambda group: order[group[0][0]]):
         rows = dict.fromkeys(evidence.row_of(record) for record in records)
+        metrics = list(dict.fromkeys(record.metric for record in records))
         quantities = list(dict.fromkeys(record.quantity for record in records if record.quantity != "*"))
         seeds = sorted({record.seed for record in records})
         lines.append(
             (
                 table.text(status, flagged=status == "failed"),
-                table.text(notation.listed([row.name for row in rows]), f"seeds {', '.join(map(str, seeds))}"),
-                table.text(metric, notation.listed(quantities) if quantities else ""),
+                table.text(notation.listed([row.name for row in rows]), f"seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}"),
+                table.text(notation.listed(metrics), notation.listed(quantities) if quantities else ""),
                 table.text(_where(records)),
                 table.text(reason),
             )
@@ -104,7 +105,7 @@ def failures_table(evidence: Evidence, tables: Sequence[Table]) -> Table | None:
         key="failures",
         title="Failed, unsupported and not recorded",
         columns=tuple(
-            Column(name=name, numeric=False) for name in ("status", "architecture", "metric", "at", "reason in full")
+            Column(name=name, numeric=False) for name in ("status", "architecture", "what", "at", "reason in full")
         ),
         lines=tuple(lines),
     )

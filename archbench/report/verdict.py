@@ -209,8 +209,9 @@ def _seeds(rows: list[Row]) -> str:
     counts = sorted({len(row.seeds) for row in rows})
     if counts == [1]:
         return "One training each: the intervals do not cover the luck of training."
-    shown = str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
-    return f"Seeds: {shown} each; where there are several, values are means and intervals are over seeds."
+    if len(counts) == 1:
+        return f"{counts[0]} seeds each: values are means, intervals are over seeds."
+    return f"{counts[0]} to {counts[-1]} seeds: where there are several, values are means and intervals are over seeds."
 
 
 def _mismatches(match: list[AxisMatch]) -> list[str]:
