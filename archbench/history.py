@@ -14,9 +14,9 @@ from archbench.errors import CheckpointError
 class Point:
     """The state of training at the end of a step of `phase`.
 
-    `step`, `tokens`, `bytes`, `flops`, `seconds` (wall) and `cpu_seconds` are totals since training began, over all sessions
-    if it was interrupted. `loss` is the mean over the steps since the previous point, in nats per token where the
-    phase's loss is a likelihood; `parts` are the loss's named parts, averaged in the same way.
+    `step`, `tokens`, `bytes`, `flops`, `seconds` (wall) and `cpu_seconds` are totals since training began, over all
+    sessions if it was interrupted. `loss` is the mean over the steps since the previous point, in nats per token where
+    the phase's loss is a likelihood; `parts` are the loss's named parts, averaged in the same way.
     """
 
     phase: str

@@ -7,7 +7,8 @@ width. FLOP formulas give floating-point operations (multiply-add = 2) for n pos
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from collections.abc import Iterator
+from typing import Generic, NamedTuple, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +16,8 @@ from jaxtyping import Float
 from torch import Generator, Tensor, nn
 
 from archbench.ops import backends
+
+M = TypeVar("M", bound=nn.Module)
 
 
 class RMSNorm(nn.Module):
@@ -51,6 +54,13 @@ class Embedding(nn.Embedding):
     def __init__(self, n: int, d_model: int, *, std: float, generator: Generator | None = None) -> None:
         super().__init__(n, d_model, _weight=torch.empty(n, d_model))
         draw_normal(self.weight, std, generator)
+
+
+class Stack(nn.ModuleList, Generic[M]):
+    """Modules of one kind in order, known to the type checker as such."""
+
+    def __iter__(self) -> Iterator[M]:
+        return super().__iter__()  # type: ignore[return-value]
 
 
 def draw_normal(parameter: Tensor, std: float, generator: Generator | None) -> None:

@@ -80,7 +80,9 @@ def _found(kind: str, name: str, export: str) -> Any:
         if name.endswith(".py"):
             return getattr(_module_at(Path(name)), export)
     except (ImportError, AttributeError, SyntaxError) as error:
-        raise ConfigError(f"{kind.removesuffix('s')} {name} cannot be imported ({type(error).__name__}: {error})") from error
+        raise ConfigError(
+            f"{kind.removesuffix('s')} {name} cannot be imported ({type(error).__name__}: {error})"
+        ) from error
     raise ConfigError(f"there is no {kind.removesuffix('s')} '{name}'; {suggestion(name, {*own, *points})}")
 
 

@@ -205,10 +205,15 @@ def main() -> None:
             out.write(json.dumps(event, allow_nan=False) + "\n")
             out.flush()
 
-    def show(message: Warning | str, *_: Any, **__: Any) -> None:
-        emit({"event": "notice", "text": str(message)})
+    to_log = warnings.showwarning
 
-    warnings.showwarning = show  # type: ignore[assignment]
+    def show(message: Warning | str, category: type[Warning], *place: Any) -> None:
+        if issubclass(category, backends.BackendWarning):
+            emit({"event": "notice", "text": str(message)})
+        else:
+            to_log(message, category, *place)
+
+    warnings.showwarning = show
     task = json.loads(sys.stdin.readline())
     threading.Thread(target=_end_with_parent, daemon=True).start()
     work(task, emit)

@@ -92,7 +92,7 @@ MUTANTS = [
     planted(mutants.IgnoresTheSeed, "same_seed_same_result"),
     planted(mutants.LossDrawsAtLarge, "same_seed_same_result"),
     planted(mutants.TossesACoinOfPython, "same_seed_same_result"),
-    planted(mutants.InitialisesAtLarge, "no_global_randomness"),
+    planted(mutants.InitialisesAtLarge, "same_seed_same_result"),
     planted(mutants.DrawsAtLarge, "no_global_randomness"),
     planted(mutants.AcceptsWhatItLikes, "draws_follow_likelihood"),
     planted(mutants.AdvancesAllRows, "decode_equals_parallel"),

@@ -75,7 +75,7 @@ def test_rows_that_write_several_tokens_a_step(n_new: int) -> None:
 
 
 def test_a_finished_row_does_not_run_into_the_context_limit() -> None:
-    """2 new tokens after a prompt of 1: the first row needs two steps, in which the others would write 3 + 1 or 2 + 3."""
+    """2 new tokens after a prompt of 1: the first row needs two steps, the others would write 2 + 3 or 3 + 1 in two."""
     prompt = torch.tensor([[5], [100], [7]])
     model = Bursts(limit=4)
     assert torch.equal(generate(model, prompt, 2, GREEDY), prompt + torch.arange(1, 3))

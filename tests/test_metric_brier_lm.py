@@ -1,4 +1,4 @@
-"""BrierLM on laws that can be enumerated, on predictors that are always right or wrong, and both estimators together."""
+"""BrierLM on laws that can be enumerated, on predictors that are always right or wrong, and both estimators at once."""
 
 from __future__ import annotations
 
@@ -142,7 +142,7 @@ def measure(cell: Subject, **settings: Any) -> dict[tuple[Any, ...], Measurement
     found: dict[tuple[Any, ...], Measurement] = {}
     for entry in METRIC.measure(cell, BrierSettings(**settings)):
         order = (entry.at["n"],) if entry.quantity == "brier_n" else ()
-        found[entry.at["estimator"], entry.at["window"], *order] = entry
+        found[(entry.at["estimator"], entry.at["window"], *order)] = entry
     return found
 
 

@@ -108,7 +108,7 @@ def measure(cell: Subject, **settings: Any) -> dict[tuple[str, str], Measurement
 
 RULES = ("reset", "sliding", "carried")
 TEXTS = [
-    "The quick brown fox jumps over the lazy dog, twice.".encode(),
+    b"The quick brown fox jumps over the lazy dog, twice.",
     "Où est la bibliothèque ? Là-bas.".encode(),
     b"short",
     b"def f(x):\n    return x + 1\n\n\nprint(f(41))\n",

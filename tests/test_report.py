@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-import json
+import dataclasses
 import math
 import random
 import re
@@ -22,9 +22,13 @@ from archbench.errors import RecordError
 from archbench.record import Record, RecordFile
 from archbench.report import ReportFiles, notation, write_report
 from archbench.report.budget import declared_axes
+from archbench.report.costs import LATENCIES, latency_table
 from archbench.report.crossings import crossings
 from archbench.report.evidence import Evidence, Finding
 from archbench.report.palette import styles
+from archbench.report.quality import quality_table
+from archbench.report.table import Table, TableCell
+from archbench.report.verdict import headline
 
 CONTEXTS = (128, 512, 2048, 8192)
 UNITS = {
@@ -44,8 +48,8 @@ class Model:
     """What a made-up architecture would measure."""
 
     def __init__(
-        self, label: str, *, bits: float, first: float, slope: float, state: float, growth: float, parameters: float = 4e5,
-        size: str = "micro", half: float = 0.02,
+        self, label: str, *, bits: float, first: float, slope: float, state: float, growth: float,
+        parameters: float = 4e5, size: str = "micro", half: float = 0.02,
     ) -> None:  # fmt: skip
         self.label, self.size, self.bits, self.half, self.parameters = label, size, bits, half, parameters
         self.first, self.slope, self.state, self.growth = first, slope, state, growth
@@ -73,7 +77,7 @@ def record(model: Model, metric: str, quantity: str, value: float | None, **more
         "command": "archbench run quick --only transformer,mamba", "created": "2026-11-21T10:15:00+00:00",
         "config": {
             "model": {"d_model": 128, "n_layers": 4},
-            "training": {"budget": {"bytes": 2e6, "tokens": None, "flops": None, "seconds": None}, "learning_rate": 4e-3},
+            "training": {"budget": {"bytes": 2e6, "tokens": None, "flops": None}, "learning_rate": 4e-3},
             "match": "parameters",
         },
         "data_sha256": "d" * 64, "source_sha256": "5" * 64, "backend": {"selective_scan": "native"},
@@ -263,7 +267,8 @@ def test_a_missing_number_is_its_reason_and_never_blank(report: ReportFiles) -> 
     rows = {row["architecture"].split()[0]: row for row in table_with(report.markdown, "bits per byte, reset")}
     assert rows["calm"]["bits per byte, reset"].startswith("*this model gives no probabilities")
     assert rows["transformer"]["BrierLM, sampled"].startswith("*no geometric mean")
-    assert rows["memorizing"]["training FLOPs"].startswith("*the worker was killed")
+    assert rows["memorizing"]["bits per byte, reset"] == "*the worker was killed: out of memory*"
+    assert rows["memorizing"]["training FLOPs"] == "*same reason*"
     cells = [cell for table in md_tables(report.markdown) for row in table[1:] for cell in row]
     cells += Page(report.html.read_text(encoding="utf-8")).cells
     for cell in cells:
@@ -276,82 +281,120 @@ def test_every_reason_stands_in_full_in_the_list_of_failures(report: ReportFiles
     for reason in (NO_LIKELIHOOD, REFUSED, OUT_OF_MEMORY):
         shown = reason.translate(str.maketrans({"|": r"\|", "[": r"\[", "]": r"\]", "<": "&lt;", "\n": " "}))
         assert shown in reasons
-    unigram = next(row for row in table_with(report.markdown, "reason in full") if "cost was not part" in str(row))
-    assert unigram["status"] == "not recorded"
+    rows = table_with(report.markdown, "reason in full")
+    (unplanned,) = [row for row in rows if row["reason in full"] == "not measured; this run has no cost job for it"]
+    assert (unplanned["status"], unplanned["architecture"]) == ("not recorded", "unigram and bigram")
 
 
 def test_the_budget_table_says_what_was_matched(report: ReportFiles) -> None:
-    rows = {row["axis"].split(r" \*")[0]: row for row in table_with(report.markdown, "axis")}
-    assert "+2.5 %" in rows["parameters"]["mamba"]
-    assert "+12 % ⚠" not in rows["training FLOPs"]["mamba"]
-    assert "⚠ +15 %" in rows["training FLOPs"]["mamba"]  # 1.12 * 4.1e5 / 4e5 = 1.148
-    assert rows["training bytes"]["mamba"].startswith("2.00 MB") or rows["training bytes"]["mamba"].startswith("2 MB")
-    verdict = next(name for name in rows["parameters"] if name.startswith("matched"))
-    assert rows["parameters"][verdict].startswith("not known")  # memorizing has none
-    assert rows["state bytes at 8192 tokens"]["transformer"].startswith("16.8 MB")
+    rows = {row["axis"]: row for row in table_with(report.markdown, "axis")}
+    verdict = "matched within 5 %"
+    assert rows["parameters (declared)"]["mamba"] == "410 k (+2.5 %)"
+    assert rows["parameters (declared)"][verdict] == "matched (within 2.5 %)"
+    assert rows["training bytes (declared)"]["mamba"] == "2 MB (0.0 %)"
+    assert rows["training FLOPs"]["mamba"] == "5.51 TFLOP ⚠ (+15 %)"  # 1.12 * 4.1e5 / 4e5 = 1.148
+    assert rows["training FLOPs"][verdict] == "not matched ⚠ (up to +15 %)"
+    assert rows["state bytes (at 8192 tokens)"]["transformer"] == "16.8 MB (reference point)"
+    assert rows["state bytes (at 8192 tokens)"]["mamba"] == "180 kB ⚠ (−99 %)"
 
 
-def test_a_winner_is_named_only_where_intervals_are_apart(tmp_path: Path) -> None:
-    apart = written([*measured(TRANSFORMER), *measured(MAMBA)], tmp_path / "apart").markdown.read_text()
+def said(records: list[Record]) -> str:
+    head = headline(Evidence(records), [])
+    return " ".join([*head.paragraphs, *(f"Exploratory: {reason}." for reason in head.exploratory)])
+
+
+def quality(records: list[Record]) -> dict[str, dict[str, TableCell]]:
+    shown = quality_table(Evidence(records))
+    heads = [column.name for column in shown.columns]
+    return {line[0].text: dict(zip(heads, line, strict=True)) for line in shown.lines}
+
+
+def test_a_winner_is_named_only_where_intervals_are_apart() -> None:
+    apart = said([*measured(TRANSFORMER), *measured(MAMBA)])
     assert "mamba has the lowest: its interval does not overlap with that of transformer" in apart
-    assert "At equal parameters (within 2.5 %) and training bytes (within 0.0 %)" in apart
+    assert "At equal parameters (within 2.5 %) and training bytes (exactly)" in apart
     wide = Model("mamba", bits=2.03, first=1.7e-3, slope=0, state=180_000, growth=0, parameters=4.1e5)
-    close = written([*measured(TRANSFORMER), *measured(wide)], tmp_path / "close").markdown.read_text()
+    close = said([*measured(TRANSFORMER), *measured(wide)])
     assert "the intervals of mamba and transformer overlap, so this run does not tell them apart" in close
     assert "has the lowest" not in close
-    blind = [r for r in [*measured(TRANSFORMER), *measured(MAMBA)] if r.quantity != "parameters" and r.quantity != "loss"]
-    assert "nothing is ranked" in written(blind, tmp_path / "blind").markdown.read_text()
+    blind = [r for r in [*measured(TRANSFORMER), *measured(MAMBA)] if r.quantity not in ("parameters", "loss")]
+    assert "nothing is ranked" in said(blind)
 
 
-def test_exploratory_needs_a_reason(tmp_path: Path) -> None:
-    small = Model("mamba", bits=1.934, first=1e-3, slope=0, state=1e5, growth=0, parameters=4.4e5)
-    text = written([*measured(TRANSFORMER), *measured(small)], tmp_path / "one").markdown.read_text()
-    assert "**Exploratory.** one seed, where 3 are needed" in text
-    assert "parameters of mamba differ by +10 % from transformer" in text
+def test_exploratory_needs_a_reason() -> None:
+    large = Model("mamba", bits=1.934, first=1e-3, slope=0, state=1e5, growth=0, parameters=4.4e5)
+    text = said([*measured(TRANSFORMER), *measured(large)])
+    assert "Exploratory: one seed, where 3 are needed" in text
+    assert "Exploratory: parameters of mamba differ by +10 % from transformer" in text
     seeds = [r for model in (TRANSFORMER, MAMBA) for seed in range(3) for r in measured(model, seed, (1,), 6)]
-    assert "Exploratory" not in written(seeds, tmp_path / "three").markdown.read_text()
+    assert "Exploratory" not in said(seeds)
 
 
-def test_several_seeds_become_a_mean_with_an_interval_over_seeds(tmp_path: Path) -> None:
-    files = written([r for seed in range(3) for r in measured(MAMBA, seed, (1,), 6)], tmp_path)
-    (row,) = table_with(files.markdown, "bits per byte, reset")
+def test_a_failed_cell_neither_blocks_nor_joins_the_comparison() -> None:
+    text = said([*failed("memorizing"), *measured(TRANSFORMER), *measured(MAMBA)])
+    assert "mamba has the lowest" in text
+    assert "memorizing has no bits per byte: the worker was killed: out of memory" in text
+
+
+def test_an_order_that_depends_on_the_state_is_said() -> None:
+    steady = Model("mamba", bits=2.052, first=1e-3, slope=0, state=1e5, growth=0)
+    records = [r for r in measured(steady) if r.at.get("state") != "reset"]
+    worse = Model("mamba", bits=2.2, first=1e-3, slope=0, state=1e5, growth=0)
+    records += [r for r in measured(worse) if r.at.get("state") == "reset"]
+    text = said([*measured(TRANSFORMER), *records])
+    assert "transformer has the lowest" in text
+    assert "With the state carried through each document, mamba has the lowest instead" in text
+
+
+def test_what_is_not_below_the_floor_is_named() -> None:
+    poor = Model("mamba", bits=3.41, first=1e-3, slope=0, state=1e5, growth=0)
+    text = said([*measured(TRANSFORMER), *measured(poor), *reference("bigram", 3.42)])
+    assert "Not clearly below the bigram reference (3.420 [3.400, 3.440]): mamba" in text
+
+
+def test_several_seeds_become_a_mean_with_an_interval_over_seeds() -> None:
+    records = [r for seed in range(3) for r in measured(MAMBA, seed, (1,), 6)]
+    row = quality(records)["mamba"]
     values = [1.934, 1.924, 1.954]
     mean = sum(values) / 3
     half = 4.302653 * math.sqrt(sum((v - mean) ** 2 for v in values) / 2) / math.sqrt(3)  # t(0.975, 2 df)
-    assert row["bits per byte, reset"] == rf"{mean:.3f} \[{mean - half:.3f}, {mean + half:.3f}\]"
-    assert row["seeds"] == "3"
-    assert row["parameters"] == "410 k"  # equal in all seeds: no interval
-    assert "over seeds (t distribution)" in files.markdown.read_text()
+    cell = row["bits per byte, reset"]
+    assert (cell.text, cell.detail) == (f"{mean:.3f}", f"[{mean - half:.3f}, {mean + half:.3f}]")
+    assert row["seeds"].text == "3"
+    assert (row["parameters"].text, row["parameters"].detail) == ("410 k", "")  # equal in all seeds
+    assert "over seeds (t distribution)" in quality_table(Evidence(records)).notes[0]
 
 
-def test_several_sizes_are_named_and_joined(tmp_path: Path) -> None:
+def test_several_sizes_are_compared_each_by_itself() -> None:
     large = Model("mamba", bits=1.71, first=3e-3, slope=0, state=4e5, growth=0, parameters=1e6, size="mini")
-    files = written([*measured(MAMBA), *measured(large), *measured(TRANSFORMER)], tmp_path)
-    names = [row["architecture"] for row in table_with(files.markdown, "bits per byte, reset")]
-    assert names == ["mamba micro", "mamba mini", "transformer"]
-    text = files.markdown.read_text()
+    records = [*measured(MAMBA), *measured(large), *measured(TRANSFORMER)]
+    assert list(quality(records)) == ["mamba micro", "mamba mini", "transformer"]
+    text = said(records)
     assert "At size micro on stdlib" in text
     assert "At size mini on stdlib" in text
+    assert "mamba mini has the lowest" not in text
+    looks = styles(Evidence(records).rows)
+    micro, mini, _ = looks.values()
+    assert micro.colour == mini.colour
+    assert (micro.marker, micro.face) != (mini.marker, mini.face)
 
 
 def test_one_architecture_alone_is_enough(tmp_path: Path) -> None:
     files = written([r for r in measured(MAMBA) if r.metric == "likelihood"], tmp_path)
-    text = files.markdown.read_text()
+    text = files.markdown.read_text(encoding="utf-8")
     assert "There is no second architecture" in text
-    assert "metric training was not part of this run for mamba" in text
+    assert "not measured; this run has no training job for it" in text
     assert files.figures == ()
-    assert "Time per generated token against context: metric latency was not part" in text
+    assert "Time per generated token against context: not measured; this run has no latency job for it" in text
 
 
-def test_a_grid_names_its_rows_by_what_differs(tmp_path: Path) -> None:
+def test_a_grid_names_its_rows_by_what_differs() -> None:
     records = []
     for rate in (0.002, 0.004):
         for each in measured(MAMBA, batches=(1,), repeats=6):
             config = {**each.config, "training": {**each.config["training"], "learning_rate": rate}}
-            given = {**json.loads(each.to_json()), "config": config, "cell": f"cell-{rate}"}
-            records.append(Record(**given))
-    names = [row["architecture"] for row in table_with(written(records, tmp_path).markdown, "bits per byte, reset")]
-    assert names == ["mamba learning_rate=0.002", "mamba learning_rate=0.004"]
+            records.append(dataclasses.replace(each, config=config, cell=f"cell-{rate}"))
+    assert list(quality(records)) == ["mamba learning_rate=0.002", "mamba learning_rate=0.004"]
 
 
 def test_crossings_by_hand() -> None:
@@ -371,17 +414,21 @@ def test_crossings_by_hand() -> None:
     assert narrow.resolved
     (wide,) = crossings({"rising": curve(rising, 0.6), "level": curve(level, 0.6)}, noisy=True)
     assert not wide.resolved
-    assert crossings({"a": curve({1.0: 1.0, 2.0: 1.0}, None), "b": curve({1.0: 2.0, 2.0: 3.0}, None)}, noisy=False) == []
+    assert (
+        crossings({"a": curve({1.0: 1.0, 2.0: 1.0}, None), "b": curve({1.0: 2.0, 2.0: 3.0}, None)}, noisy=False) == []
+    )
 
 
-def test_crossovers_of_time_and_state_are_found_and_said(report: ReportFiles) -> None:
+def test_crossovers_of_time_are_found_and_said(report: ReportFiles) -> None:
     text = report.markdown.read_text(encoding="utf-8")
-    assert "State of one row: transformer is lower up to about 88 tokens" not in text  # before the first context
-    assert re.search(r"Time per token: transformer is lower up to about (9\d\d|1K|1\.\dK) tokens", text)
+    assert re.search(
+        r"Time per token at batch 1: transformer is lower up to ≈ [89]\d\d tokens of context, then mamba", text
+    )
+    assert "State of one row: calm is lower up to ≈ 3" in text  # 20,000 + 512 x = 180,000 at 312, on a straight line
 
 
 def test_csv_holds_what_was_drawn(report: ReportFiles) -> None:
-    files = {path.stem: list(csv.DictReader(path.open())) for path in report.data}
+    files = {path.stem: list(csv.DictReader(path.read_text(encoding="utf-8").splitlines())) for path in report.data}
     assert set(files) == {
         "budget", "quality", "loss", "time_per_token", "time_to_first_token", "state_bytes", "brier", "throughput",
     }  # fmt: skip
@@ -396,18 +443,21 @@ def test_csv_holds_what_was_drawn(report: ReportFiles) -> None:
     assert len([row for row in files["loss"] if row["row"] == "mamba"]) == 60
 
 
-def test_percentiles_only_from_enough_samples(report: ReportFiles, tmp_path: Path) -> None:
-    rows = table_with(report.markdown, "tail of time per token")
-    assert all(row["tail of time per token"].startswith("p90 ") for row in rows if row["samples"] == "50")
-    few = written(list(measured(MAMBA, repeats=43)), tmp_path)
-    assert table_with(few.markdown, "tail of time per token")[0]["tail of time per token"] == "*too few (43 of 44)*"
+def test_percentiles_only_from_enough_samples() -> None:
+    def cells(repeats: int) -> list[TableCell]:
+        shown = latency_table(Evidence(list(measured(MAMBA, repeats=repeats))), *LATENCIES[0])
+        assert isinstance(shown, Table)
+        return [cell for line in shown.lines for cell in line[2:]]
+
+    assert all(re.match(r"p90 \d", cell.more) for cell in cells(44))
+    assert all(cell.more == "" for cell in cells(43))
 
 
 def test_flops_that_disagree_are_flagged(report: ReportFiles) -> None:
-    rows = [row for row in table_with(report.markdown, "traced") if row["architecture"] == "mamba"]
-    assert {row["disagreement"] for row in rows if row["work"] == "decode"} == {"5.0 % ⚠ counts disagree"}
-    assert {row["disagreement"] for row in rows if row["work"] == "prefill"} == {"0.0 %"}
-    assert "causal attention counts 0.5 of the full square" in report.markdown.read_text()
+    rows = {row["work"]: row for row in table_with(report.markdown, "work") if row["architecture"] == "mamba"}
+    assert rows["decode"]["128"] == "820 k ⚠ (traced 0.0 %, meta +5.0 %) (counts differ by 5.0 %)"
+    assert rows["prefill"]["128"] == "820 k (all three agree)"
+    assert "causal attention counts 0.5 of the full square" in report.markdown.read_text(encoding="utf-8")
 
 
 def test_links_of_the_markdown_exist(report: ReportFiles) -> None:
@@ -446,9 +496,11 @@ def test_tables_of_the_page_can_be_sorted_by_keyboard_and_hearing(report: Report
 
 def test_markup_in_records_stays_text(tmp_path: Path) -> None:
     evil = Model("<script>alert(1)</script>|x", bits=2.0, first=1e-3, slope=0, state=1e5, growth=0)
-    files = written([*measured(evil, batches=(1,), repeats=6)], tmp_path)
+    files = written([r for r in measured(evil) if r.metric in ("likelihood", "training")], tmp_path)
     assert "<script>alert" not in files.html.read_text(encoding="utf-8")
-    assert "<script>" not in files.markdown.read_text(encoding="utf-8")
+    prose = re.sub(r"```.*?```|`[^`]*`", "", files.markdown.read_text(encoding="utf-8"), flags=re.DOTALL)
+    assert "<script>" not in prose
+    assert all(len(row) == len(table[0]) for table in md_tables(files.markdown) for row in table)
 
 
 def test_looks_are_stable_and_distinct() -> None:
@@ -461,6 +513,7 @@ def test_looks_are_stable_and_distinct() -> None:
 
 def test_a_later_success_replaces_a_failure() -> None:
     model = Model("memorizing", bits=2.0, first=1e-3, slope=0, state=1e5, growth=0)
+    assert Evidence(list(failed("memorizing"))).problems() != []
     evidence = Evidence([*failed("memorizing"), *measured(model)])
     assert evidence.problems() == [r for r in evidence.records if r.status == "unsupported"]
     assert evidence.find(evidence.rows[0], "training", "seconds").value == 310.0
@@ -525,7 +578,8 @@ def test_ten_thousand_records_in_ten_seconds(tmp_path: Path) -> None:
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 FLAGS = (
     "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--hide-scrollbars",
-    "--disable-background-networking", "--disable-component-update", "--disable-sync", "--enable-logging=stderr", "--v=0",
+    "--disable-background-networking", "--disable-component-update", "--disable-sync", "--enable-logging=stderr",
+    "--v=0",
 )  # fmt: skip
 
 

@@ -87,7 +87,7 @@ def test_a_second_run_trains_and_measures_nothing(suite, tmp_path):
 
 def test_a_new_metric_reuses_the_checkpoints(suite, tmp_path):
     first, _ = go(suite, tmp_path / "out")
-    more, events = go(suite, tmp_path / "out", ["metrics.brier_lm.positions=16"])
+    more, _ = go(suite, tmp_path / "out", ["metrics.brier_lm.positions=16"])
     assert more.path != first.path
     assert more.trained == 0
     assert more.statuses["ok"] == 6
@@ -200,7 +200,7 @@ def test_a_run_killed_at_any_moment_ends_with_the_same_records(suite, tmp_path):
         json.loads(p.read_text())
         for p in out.glob("checkpoints/*/history.json")
         if json.loads(p.read_text())["sessions"] > 1
-    )  # noqa: E501
+    )
     assert history["sessions"] == 3
 
 

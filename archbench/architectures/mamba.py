@@ -35,7 +35,7 @@ from torch import Generator, Tensor, nn
 
 from archbench.errors import CheckpointError, ConfigError
 from archbench.foreign import Sources, boundary_token, integer, number, only, rename
-from archbench.layers import Embedding, Linear, RMSNorm
+from archbench.layers import Embedding, Linear, RMSNorm, Stack
 from archbench.model import Architecture, AutoregressiveModel, HFImport, Traits
 from archbench.ops.conv import causal_conv
 from archbench.ops.scan import selective_scan
@@ -173,7 +173,7 @@ class Mamba(AutoregressiveModel):
         self.vocab_size = config.vocab_size
         self.boundary = config.boundary
         self.embedding = Embedding(config.vocab_size, config.d_model, std=0.02, generator=generator)
-        self.blocks = nn.ModuleList(Block(config, generator) for _ in range(config.n_layers))
+        self.blocks: Stack[Block] = Stack(Block(config, generator) for _ in range(config.n_layers))
         self.norm = RMSNorm(config.d_model, config.norm_eps)
         self.unembedding = Linear(config.d_model, config.vocab_size, std=0.02, generator=generator)
         if config.tie_embeddings:

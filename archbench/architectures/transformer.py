@@ -31,6 +31,7 @@ from archbench.layers import (
     KVCache,
     Linear,
     RMSNorm,
+    Stack,
     SwiGLU,
     causal_attention,
     causal_attention_flops,
@@ -167,7 +168,7 @@ class Transformer(AutoregressiveModel):
         # 0.6 is the root mean square of the first residual stream; a tied table must suit the logits instead.
         std = 0.3 * config.d_model**-0.5 if config.tie_embeddings else 0.6
         self.embedding = Embedding(config.vocab_size, config.d_model, std=std, generator=generator)
-        self.blocks = nn.ModuleList(Block(config, generator) for _ in range(config.n_layers))
+        self.blocks: Stack[Block] = Stack(Block(config, generator) for _ in range(config.n_layers))
         self.norm = RMSNorm(config.d_model, config.norm_eps)
         self.unembedding = Linear(
             config.d_model, config.vocab_size, std=0.3 * config.d_model**-0.5, generator=generator

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from archbench.record import Record
 from archbench.report import notation, table
 from archbench.report.evidence import Evidence, coordinates
-from archbench.report.table import Column, Table
+from archbench.report.table import Column, Table, TableCell
 
 SHOWN_ELSEWHERE = {
     "training": {
@@ -61,54 +61,59 @@ def other_table(evidence: Evidence) -> Table | None:
 
 def failures_table(evidence: Evidence, tables: Sequence[Table]) -> Table | None:
     """Every reason in full: those of the records, then those of numbers that the tables looked for in vain."""
+    lines = [*_recorded(evidence), *_looked_for(evidence, tables)]
+    if not lines:
+        return None
+    heads = ("status", "architecture", "what", "at", "reason in full")
+    return Table(
+        key="failures",
+        title="Failed, unsupported and not recorded",
+        columns=tuple(Column(name=name, numeric=False) for name in heads),
+        lines=tuple(lines),
+    )
+
+
+def _recorded(evidence: Evidence) -> Iterator[tuple[TableCell, ...]]:
     groups: dict[tuple[str, str], list[Record]] = defaultdict(list)
     for record in evidence.problems():
         groups[record.status, record.reason].append(record)
     order = {"failed": 0, "unsupported": 1}
-    lines = []
     for (status, reason), records in sorted(groups.items(), key=lambda group: order[group[0][0]]):
         rows = dict.fromkeys(evidence.row_of(record) for record in records)
+        seeds = sorted({record.seed for record in records})
         metrics = list(dict.fromkeys(record.metric for record in records))
         quantities = list(dict.fromkeys(record.quantity for record in records if record.quantity != "*"))
-        seeds = sorted({record.seed for record in records})
-        lines.append(
-            (
-                table.text(status, flagged=status == "failed"),
-                table.text(notation.listed([row.name for row in rows]), f"seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}"),
-                table.text(notation.listed(metrics), notation.listed(quantities) if quantities else ""),
-                table.text(_where(records)),
-                table.text(reason),
-            )
+        yield (
+            table.text(status, flagged=status == "failed"),
+            table.text(
+                notation.listed([row.name for row in rows]),
+                f"seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}",
+            ),
+            table.text(notation.listed(metrics), notation.listed(quantities) if quantities else ""),
+            table.text(_where(records)),
+            table.text(reason),
         )
-    told = {record.reason for record in evidence.problems()}
-    absences: dict[str, list[str]] = defaultdict(list)
-    names: dict[str, list[str]] = defaultdict(list)
+
+
+def _looked_for(evidence: Evidence, tables: Sequence[Table]) -> Iterator[tuple[TableCell, ...]]:
+    told = tuple({record.reason for record in evidence.problems()})
+    places: dict[str, dict[str, None]] = defaultdict(dict)
+    names: dict[str, dict[str, None]] = defaultdict(dict)
     for shown in tables:
         for line in shown.lines:
             for column, cell in zip(shown.columns, line, strict=True):
-                if cell.reason and cell.reason not in told and not any(cell.reason.endswith(known) for known in told):
-                    absences[cell.reason].append(f"{shown.title}: {column.name}")
-                    names[cell.reason].append(line[0].text)
-    for reason, places in absences.items():
-        lines.append(
-            (
-                table.text("not recorded"),
-                table.text(notation.listed(list(dict.fromkeys(names[reason])))),
-                table.text("; ".join(list(dict.fromkeys(places))[:6])),
-                table.text("everywhere"),
-                table.text(reason),
-            )
+                if cell.reason and not cell.reason.endswith(told):
+                    name, what = (column.name, line[0].text) if shown.transposed else (line[0].text, column.name)
+                    names[cell.reason][name] = None
+                    places[cell.reason][what] = None
+    for reason, found in places.items():
+        yield (
+            table.text("not recorded"),
+            table.text(notation.listed(list(names[reason]))),
+            table.text(", ".join(found)),
+            table.text("everywhere"),
+            table.text(reason),
         )
-    if not lines:
-        return None
-    return Table(
-        key="failures",
-        title="Failed, unsupported and not recorded",
-        columns=tuple(
-            Column(name=name, numeric=False) for name in ("status", "architecture", "what", "at", "reason in full")
-        ),
-        lines=tuple(lines),
-    )
 
 
 def _where(records: Sequence[Record]) -> str:

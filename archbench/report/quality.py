@@ -88,6 +88,7 @@ def budget_table(match: list[AxisMatch], name: str = "") -> Table:
         lines.append(tuple(cells))
     return Table(
         key="budget",
+        transposed=True,
         title="What was matched, and how well" + (f", {name}" if name else ""),
         columns=(
             Column(name="axis", numeric=False),

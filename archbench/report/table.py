@@ -45,7 +45,7 @@ class Column:
 @dataclass(frozen=True, kw_only=True)
 class Table:
     """The first cell of a line is its heading. `rule_after` draws a line below that many lines (references follow). A
-    `folded` table is opened by those who want it.
+    `folded` table is opened by those who want it. In a `transposed` one the architectures are the columns.
 
     A reason that stands in the cell to the left as well is not written out again.
     """
@@ -57,6 +57,7 @@ class Table:
     notes: tuple[str, ...] = ()
     rule_after: int | None = None
     folded: bool = False
+    transposed: bool = False
 
     def __post_init__(self) -> None:
         assert all(len(line) == len(self.columns) for line in self.lines), f"table {self.key} is ragged"
