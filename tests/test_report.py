@@ -21,10 +21,10 @@ import pytest
 from archbench.errors import RecordError
 from archbench.record import Record, RecordFile
 from archbench.report import ReportFiles, notation, write_report
-from archbench.report.budget import declared_axes
-from archbench.report.costs import LATENCIES, latency_table
+from archbench.report.budget import budget, declared_axes
 from archbench.report.crossings import crossings
 from archbench.report.evidence import Evidence, Finding
+from archbench.report.latencies import LATENCIES, latency_table
 from archbench.report.palette import styles
 from archbench.report.quality import quality_table
 from archbench.report.table import Table, TableCell
@@ -344,6 +344,20 @@ def test_an_order_that_depends_on_the_state_is_said() -> None:
     text = said([*measured(TRANSFORMER), *records])
     assert "transformer has the lowest" in text
     assert "With the state carried through each document, mamba has the lowest instead" in text
+
+
+def test_flops_per_byte_are_those_of_the_training_window() -> None:
+    config = {"training": {"budget": {"bytes": 2e6}, "context": 512}, "match": "training_flops"}
+    records = [
+        dataclasses.replace(each, config=config, value=each.value * (each.at["context"] == 512 or 1.5))
+        for model in (TRANSFORMER, MAMBA)
+        for each in measured(model)
+        if each.quantity == "training_flops_per_byte" and each.value is not None
+    ]
+    evidence = Evidence(records)
+    (match,) = [axis for axis in budget(evidence, evidence.architectures) if axis.axis == "training FLOPs per byte"]
+    assert (match.declared, match.note) == (True, "in windows of 512 tokens")
+    assert [entry.finding.value for entry in match.entries] == [2.4e6, pytest.approx(2.7552e6)]
 
 
 def test_what_is_not_below_the_floor_is_named() -> None:

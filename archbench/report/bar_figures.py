@@ -8,9 +8,10 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLoca
 from archbench.report import drawing, notation
 from archbench.report.budget import TOLERANCE, AxisMatch
 from archbench.report.drawing import Drawing, Omitted
-from archbench.report.evidence import Evidence, Finding, Row, known
+from archbench.report.evidence import Evidence, Finding, known
 from archbench.report.palette import Style
 from archbench.report.quality import ESTIMATORS, brier_window, deviation
+from archbench.report.rows import Row
 
 _STEPS = (0.05, 0.2, 1.0, 10.0, 100.0, 1000.0)
 """Where the strip has ticks, on both sides: relative deviations."""

@@ -10,7 +10,9 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from archbench.report.evidence import Evidence, Finding, Row, known
+from archbench.report.evidence import Evidence, Finding, known
+from archbench.report.rows import Row
+from archbench.report.table import shared_note
 
 TOLERANCE = 0.05
 """Largest relative deviation from the first row that still counts as matched."""
@@ -97,6 +99,16 @@ def training_bytes(evidence: Evidence, row: Row) -> Finding:
     )
 
 
+def flops_per_byte(evidence: Evidence, row: Row) -> Finding:
+    """Training FLOPs per byte at the context the row was trained with, else at the nearest one that was counted."""
+    found = evidence.series(row, "cost", "training_flops_per_byte")
+    trained = (evidence.config(row).get("training") or {}).get("context")
+    if trained is None or not all("context" in finding.coordinates for finding in found):
+        return evidence.find(row, "cost", "training_flops_per_byte")
+    nearest = min(found, key=lambda finding: abs(finding.coordinates["context"] - trained), default=None)
+    return nearest or evidence.missing(row, "cost", "training_flops_per_byte")
+
+
 def largest_shared_context(evidence: Evidence, rows: list[Row]) -> int | None:
     """The largest context at which every row that has a state size at all has one."""
     contexts = [
@@ -111,12 +123,14 @@ def budget(evidence: Evidence, rows: list[Row]) -> list[AxisMatch]:
     context = largest_shared_context(evidence, rows)
     at = {} if context is None else {"context": context}
     state_note = "" if context is None else f"at {context} tokens"
+    per_byte = [flops_per_byte(evidence, row) for row in rows]
+    counted_at = shared_note(per_byte, "context")
     plans = [
         (PARAMETERS, [evidence.find(row, "cost", "parameters", kind="total") for row in rows], ""),
         (NON_EMBEDDING, [evidence.find(row, "cost", "parameters", kind="non_embedding") for row in rows], ""),
         (TRAINING_BYTES, [training_bytes(evidence, row) for row in rows], ""),
         (TRAINING_FLOPS, [evidence.find(row, "training", "flops") for row in rows], ""),
-        (FLOPS_PER_BYTE, [evidence.find(row, "cost", "training_flops_per_byte") for row in rows], ""),
+        (FLOPS_PER_BYTE, per_byte, f"in windows of {counted_at} tokens" if counted_at else ""),
         (STATE, [evidence.find(row, "cost", "state_bytes", **at) for row in rows], state_note),
         (WALL, [evidence.find(row, "training", "seconds") for row in rows], ""),
     ]

@@ -11,8 +11,9 @@ from matplotlib.axes import Axes
 from archbench.report import drawing, notation
 from archbench.report.crossings import Crossing, crossings, on_floor
 from archbench.report.drawing import Drawing, Omitted
-from archbench.report.evidence import Evidence, Finding, Row, known
+from archbench.report.evidence import Evidence, Finding, known, separated
 from archbench.report.palette import Style
+from archbench.report.rows import Row
 
 _MOST_PANELS = 3
 _MOST_RINGS = 4
@@ -100,6 +101,7 @@ def against_context(
     drawing.legend(figure, styles, rows)
     at = f" at {what.panel} {keys[0]}" if len(keys) > 1 else ""
     sentences = [_sentence(crossing, what.axis, at) for crossing in found[keys[0]].marked[:_MOST_SENTENCES]]
+    sentences += _always_lowest(panels[keys[0]], what, at)
     return Drawing(
         name=what.name,
         title=what.title,
@@ -205,6 +207,26 @@ def _sentence(crossing: Crossing, axis: str, at: str) -> str:
         f"{axis[0].upper()}{axis[1:]}{at}: {crossing.cheaper_before} is lower up to ≈ {notation.tokens(crossing.x)} "
         f"tokens of context, then {crossing.cheaper_after}."
     )
+
+
+def _always_lowest(curves: Curves, what: Quantity, at: str) -> list[str]:
+    """A sentence for each arena in which one row is the lowest at every context, beyond the intervals."""
+    sentences = []
+    for arena in dict.fromkeys(row.arena for row in curves):
+        among = {row: curve for row, curve in curves.items() if row.arena == arena}
+        contexts = sorted(set.intersection(*(set(curve) for curve in among.values())))
+        for row, curve in among.items():
+            others = [other for name, other in among.items() if name != row]
+            clear = all(
+                known(curve[x]) < known(other[x]) and (not what.noisy or separated(curve[x], other[x]))
+                for other in others
+                for x in contexts
+            )
+            if others and contexts and clear:
+                span = " to ".join(dict.fromkeys(notation.tokens(x) for x in (contexts[0], contexts[-1])))
+                axis = f"{what.axis[0].upper()}{what.axis[1:]}{at}"
+                sentences.append(f"{axis}: {row.name} is lowest at every context measured ({span} tokens).")
+    return sentences
 
 
 def _caption(what: Quantity, found: dict[Any, _Crossovers], keys: list[Any], every: list[Any]) -> str:

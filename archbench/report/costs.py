@@ -1,4 +1,4 @@
-"""The cost tables: size and speed of training, FLOPs three ways, state, memory and latency, with the samples behind.
+"""The cost tables: size and speed of training, FLOPs three ways, state, memory; latency comes from `latencies`.
 
 Contexts are columns, so that growth is read across and architectures are compared downwards.
 """
@@ -6,40 +6,35 @@ Contexts are columns, so that growth is read across and architectures are compar
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
-import numpy as np
-
 from archbench.report import notation, table
-from archbench.report.evidence import Evidence, Finding, Row
+from archbench.report.budget import flops_per_byte
+from archbench.report.evidence import Evidence
+from archbench.report.grid import asked, context_columns, contexts_of, coordinate, nothing, points_of
+from archbench.report.latencies import LATENCIES, latency_table
+from archbench.report.rows import Row
 from archbench.report.table import Column, Table, TableCell
-from archbench.stats import samples_for_percentile
 
 DISAGREEMENT = 0.02
 """Counts of FLOPs that differ by more are flagged: one of them is wrong."""
 _AGREE = 5e-4
 WORKS = ("training", "prefill", "decode")
-TAILS = (0.9, 0.95, 0.99, 0.999)
 
-TRAINING: tuple[tuple[str, str, str, dict[str, Any]], ...] = (
+SIZE: tuple[tuple[str, str, str, dict[str, Any]], ...] = (
     ("parameters", "cost", "parameters", {"kind": "total"}),
     ("non-embedding", "cost", "parameters", {"kind": "non_embedding"}),
     ("training FLOPs", "training", "flops", {}),
-    ("FLOPs per byte", "cost", "training_flops_per_byte", {}),
-    ("steps", "training", "steps", {}),
-    ("wall-clock", "training", "seconds", {}),
-    ("CPU time", "training", "cpu_seconds", {}),
-    ("tokens a second", "training", "tokens_per_second", {}),
-    ("bytes a second", "training", "bytes_per_second", {}),
-    ("FLOP a second", "training", "flops_per_second", {}),
-    ("matmul utilisation", "training", "matmul_utilisation", {}),
 )
-LATENCIES = (
-    ("time_per_token", "wall", "Time per token, wall-clock median", False),
-    ("time_to_first_token", "wall", "Time to first token, wall-clock median", False),
-    ("time_per_token", "cpu", "Time per token, CPU median", True),
-    ("prefill_rate", "wall", "Prefill rate, wall-clock median", True),
+SPEED = (
+    ("steps", "steps"),
+    ("wall-clock", "seconds"),
+    ("CPU time", "cpu_seconds"),
+    ("tokens a second", "tokens_per_second"),
+    ("bytes a second", "bytes_per_second"),
+    ("FLOP a second", "flops_per_second"),
+    ("matmul utilisation", "matmul_utilisation"),
 )
 
 
@@ -52,17 +47,25 @@ def cost_tables(evidence: Evidence) -> tuple[list[Table], list[str]]:
 
 
 def training_table(evidence: Evidence) -> Table | str:
-    rows, notes = _asked(evidence, ("cost", "training"))
+    rows, notes = asked(evidence, ("cost", "training"))
     if not rows:
         return "Size and training: not measured in this run."
     lines = [
-        (table.text(row.name), *(table.number(evidence.find(row, metric, q, **at)) for _, metric, q, at in TRAINING))
+        (
+            table.text(row.name),
+            *(table.number(evidence.find(row, metric, quantity, **at)) for _, metric, quantity, at in SIZE),
+            table.number(flops_per_byte(evidence, row)),
+            *(table.number(evidence.find(row, "training", quantity)) for _, quantity in SPEED),
+        )
         for row in rows
     ]
     return Table(
         key="training",
         title="Size and training",
-        columns=(Column(name="architecture", numeric=False), *(Column(name=name) for name, *_ in TRAINING)),
+        columns=(
+            Column(name="architecture", numeric=False),
+            *(Column(name=name) for name in (*(name for name, *_ in SIZE), "FLOPs per byte", *(n for n, _ in SPEED))),
+        ),
         lines=tuple(lines),
         notes=(
             "Matmul utilisation: achieved FLOP/s over those of the best matrix product in the same process.",
@@ -73,11 +76,11 @@ def training_table(evidence: Evidence) -> Table | str:
 
 def flops_table(evidence: Evidence) -> Table | str:
     """FLOPs per token; the analytic count stands in full, the other two as deviations from it."""
-    rows, notes = _asked(evidence, ("cost",))
+    rows, notes = asked(evidence, ("cost",))
     quantities = [f"{work}_flops_per_token" for work in WORKS]
-    contexts = _contexts(evidence, rows, "cost", quantities)
+    contexts = contexts_of(evidence, rows, "cost", quantities)
     if not contexts:
-        return "FLOPs per token: " + _nothing(evidence, "cost", quantities[0])
+        return "FLOPs per token: " + nothing(evidence, "cost", quantities[0])
     lines = [
         (
             table.text(row.name),
@@ -104,7 +107,11 @@ def flops_table(evidence: Evidence) -> Table | str:
     return Table(
         key="flops",
         title="FLOPs per token, counted three ways",
-        columns=(Column(name="architecture", numeric=False), Column(name="work", numeric=False), *_heads(contexts)),
+        columns=(
+            Column(name="architecture", numeric=False),
+            Column(name="work", numeric=False),
+            *context_columns(contexts),
+        ),
         lines=tuple(lines),
         notes=(
             convention,
@@ -117,10 +124,10 @@ def flops_table(evidence: Evidence) -> Table | str:
 
 
 def state_table(evidence: Evidence) -> Table | str:
-    rows, notes = _asked(evidence, ("cost",))
-    contexts = _contexts(evidence, rows, "cost", ["state_bytes"])
+    rows, notes = asked(evidence, ("cost",))
+    contexts = contexts_of(evidence, rows, "cost", ["state_bytes"])
     if not contexts:
-        return "State bytes by context: " + _nothing(evidence, "cost", "state_bytes")
+        return "State bytes by context: " + nothing(evidence, "cost", "state_bytes")
     lines = [
         (
             table.text(row.name),
@@ -131,7 +138,7 @@ def state_table(evidence: Evidence) -> Table | str:
     return Table(
         key="state",
         title="State by context",
-        columns=(Column(name="architecture", numeric=False), *_heads(contexts)),
+        columns=(Column(name="architecture", numeric=False), *context_columns(contexts)),
         lines=tuple(lines),
         notes=("Bytes of the live state of one row after reading so many tokens; 1K = 1024 tokens.", *notes),
     )
@@ -139,22 +146,22 @@ def state_table(evidence: Evidence) -> Table | str:
 
 def memory_table(evidence: Evidence) -> Table | str:
     """Peaks by work and batch; where a device has its own memory, that too."""
-    rows, notes = _asked(evidence, ("memory",))
-    contexts = _contexts(evidence, rows, "memory", ["peak_rss", "peak_device"])
+    rows, notes = asked(evidence, ("memory",))
+    contexts = contexts_of(evidence, rows, "memory", ["peak_rss", "peak_device"])
     if not contexts:
-        return "Peak memory: " + _nothing(evidence, "memory", "peak_rss")
+        return "Peak memory: " + nothing(evidence, "memory", "peak_rss")
     lines = []
     for quantity, where in (("peak_rss", "host"), ("peak_device", "device")):
         if not any(evidence.series(row, "memory", quantity) for row in rows):
             continue
         for row in rows:
-            for at in _points(evidence, row, "memory", quantity, ("work", "batch")):
+            for at in points_of(evidence, row, "memory", quantity, ("work", "batch")):
                 found = [evidence.find(row, "memory", quantity, **at, context=context) for context in contexts]
                 lines.append(
                     (
                         table.text(row.name),
                         table.text(str(at.get("work", "all")).replace("_", " ")),
-                        _coordinate(at.get("batch")),
+                        coordinate(at.get("batch")),
                         table.text(where),
                         *(table.number(finding) for finding in found),
                     )
@@ -167,61 +174,11 @@ def memory_table(evidence: Evidence) -> Table | str:
             Column(name="work", numeric=False),
             Column(name="batch", hint="rows"),
             Column(name="memory", numeric=False),
-            *_heads(contexts),
+            *context_columns(contexts),
         ),
         lines=tuple(lines),
         notes=notes,
     )
-
-
-def latency_table(evidence: Evidence, quantity: str, clock: str, title: str, folded: bool) -> Table | str:
-    """Batches down, contexts across: medians with intervals, and the tail where there are samples enough."""
-    rows, notes = _asked(evidence, ("latency",))
-    contexts = _contexts(evidence, rows, "latency", [quantity])
-    if not contexts:
-        return "Latency: " + _nothing(evidence, "latency", quantity)
-    lines = []
-    sizes: set[int] = set()
-    for row in rows:
-        for at in _points(evidence, row, "latency", quantity, ("batch",)):
-            found = [evidence.find(row, "latency", quantity, clock=clock, **at, context=c) for c in contexts]
-            sizes |= {len(finding.samples) for finding in found if finding.value is not None}
-            lines.append((table.text(row.name), _coordinate(at.get("batch")), *(_timing(finding) for finding in found)))
-    shown = str(min(sizes)) if len(sizes) == 1 else f"{min(sizes)} to {max(sizes)}" if sizes else "no"
-    needs = [f"p{100 * q:g} from {samples_for_percentile(q)}" for q in TAILS[:3]]
-    return Table(
-        key=f"{quantity.replace('_', '-')}-{clock}",
-        title=title,
-        columns=(Column(name="architecture", numeric=False), Column(name="batch", hint="rows"), *_heads(contexts)),
-        lines=tuple(lines),
-        notes=(
-            f"{shown} samples a point. A percentile needs n ≥ ln(0.01) / ln(q) of them: {', '.join(needs)}.",
-            *notes,
-        ),
-        folded=folded,
-    )
-
-
-def tail(finding: Finding) -> str:
-    """The largest percentile that the number of samples allows: `p90 823 µs`; "" where there are too few.
-
-    It is the bad end that counts: for rates, of which more is better, the percentile is taken from below.
-    """
-    allowed = [q for q in TAILS if len(finding.samples) >= samples_for_percentile(q)]
-    if not allowed:
-        return ""
-    samples = np.asarray(finding.samples)
-    rate = finding.better == "higher"
-    value = np.quantile(samples, 1 - allowed[-1] if rate else allowed[-1], method="lower" if rate else "higher")
-    name = f"p{100 * (1 - allowed[-1] if rate else allowed[-1]):g}"
-    return f"{name} {notation.plain(float(value), finding.unit)}"
-
-
-def _timing(finding: Finding) -> TableCell:
-    cell = table.number(finding)
-    if cell.reason:
-        return cell
-    return TableCell(text=cell.text, detail=cell.detail, more=tail(finding), sort=cell.sort)
 
 
 def _counts(evidence: Evidence, row: Row, work: str, context: Any) -> TableCell:
@@ -252,53 +209,3 @@ def _counts(evidence: Evidence, row: Row, work: str, context: Any) -> TableCell:
         text=cell.text, detail=detail, more=more, sort=cell.sort, reason=cell.reason, status=cell.status,
         flagged=wrong,
     )  # fmt: skip
-
-
-def _asked(evidence: Evidence, metrics: tuple[str, ...]) -> tuple[list[Row], tuple[str, ...]]:
-    """The rows for which one of the metrics was planned, and a note naming the others."""
-    rows = [row for row in evidence.rows if any(evidence.planned(row, metric) for metric in metrics)]
-    left = [row.name for row in evidence.rows if row not in rows]
-    return rows, (f"Not measured in this run: {notation.listed(left)}.",) if left else ()
-
-
-def _heads(contexts: Iterable[Any]) -> list[Column]:
-    return [
-        Column(name="value") if context is None else Column(name=notation.tokens(context), hint="tokens")
-        for context in contexts
-    ]
-
-
-def _coordinate(value: Any) -> TableCell:
-    if value is None:
-        return TableCell(text="any", sort=-1.0)
-    return TableCell(text=str(value), sort=float(value) if type(value) in (int, float) else str(value))
-
-
-def _contexts(evidence: Evidence, rows: Iterable[Row], metric: str, quantities: Iterable[str]) -> list[Any]:
-    """Every context at which one of the quantities was measured for one of the rows."""
-    found = {
-        finding.coordinates.get("context")
-        for row in rows
-        for quantity in quantities
-        for finding in evidence.series(row, metric, quantity)
-    }
-    return sorted(found, key=lambda value: (value is not None, value))
-
-
-def _points(evidence: Evidence, row: Row, metric: str, quantity: str, names: tuple[str, ...]) -> list[dict[str, Any]]:
-    """Every combination of the named coordinates that was measured, or was planned and has a reason."""
-    ats = [finding.coordinates for finding in evidence.series(row, metric, quantity)]
-    ats += [record.at for record in evidence.problems_of(row, metric)]
-    points = {}
-    for at in ats:
-        kept = {name: at[name] for name in names if name in at}
-        points[repr(kept)] = kept
-    if len(points) > 1:
-        points.pop("{}", None)  # a failure of the whole metric, beside points that were measured
-    order = {work: index for index, work in enumerate(("training_step", "prefill", "decode"))}
-    return sorted(points.values(), key=lambda at: (order.get(str(at.get("work")), 9), at.get("batch") or 0))
-
-
-def _nothing(evidence: Evidence, metric: str, quantity: str) -> str:
-    reasons = list(dict.fromkeys(evidence.missing(row, metric, quantity).reason for row in evidence.rows))
-    return "; ".join(reasons) + "."

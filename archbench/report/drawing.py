@@ -24,8 +24,9 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter, NullLocator
 
 from archbench.report import notation
-from archbench.report.evidence import Finding, Row
+from archbench.report.evidence import Finding
 from archbench.report.palette import LineStyle, Style
+from archbench.report.rows import Row
 
 HALF, WIDE, HEIGHT = 5.35, 10.9, 3.75
 """Inches; two half figures and a gap make a wide one."""

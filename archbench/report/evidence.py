@@ -1,48 +1,27 @@
 """Records turned into answers: what does this row say about that quantity, over its seeds, and if nothing, why.
 
-A row is what a table shows: one label at one size, codec and corpus, over all its seeds. A finding is one number of a
-row with its interval, or the reason why there is none; there is no third case, so no table cell can be blank.
+A finding is one number of a row with its interval, or the reason why there is none; there is no third case, so no table
+cell can be blank.
 """
 
 from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from scipy.special import stdtrit
 
 from archbench.record import Better, Record
+from archbench.report.rows import CellId, Row, cell_id, rows_of
 
 SEED_CONFIDENCE = 0.95
 """Confidence of the interval over seeds."""
 
 At = tuple[tuple[str, Any], ...]
 """Coordinates of a point as a sorted tuple, so that they can be a key."""
-CellId = tuple[str, str, str]
-"""Cell, label and size: one cell may be shown under two labels."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Row:
-    """One line of a table. `reference` rows are floors (n-gram models): see `_references`."""
-
-    label: str
-    size: str
-    codec: str
-    corpus: str
-    variant: int
-    architecture: str
-    name: str
-    reference: bool
-    seeds: tuple[int, ...]
-
-    @property
-    def arena(self) -> tuple[str, str]:
-        """Rows are held against each other only within one size and corpus."""
-        return self.size, self.corpus
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,7 +77,7 @@ class Evidence:
 
     def __init__(self, records: Sequence[Record]) -> None:
         self.records = _current(records)
-        row_of_cell = _rows(self.records)
+        row_of_cell = rows_of(self.records)
         self.rows: list[Row] = sorted(dict.fromkeys(row_of_cell.values()), key=lambda row: row.reference)
         self._row_of_cell = row_of_cell
         self._index: dict[tuple[Row, str, str], dict[At, list[Record]]] = defaultdict(lambda: defaultdict(list))
@@ -186,10 +165,6 @@ class Evidence:
         return self._missing.get((row, metric), [])
 
 
-def cell_id(record: Record) -> CellId:
-    return record.cell, record.label, record.size
-
-
 def freeze(at: dict[str, Any]) -> At:
     return tuple(sorted((name, tuple(value) if type(value) is list else value) for name, value in at.items()))
 
@@ -225,77 +200,6 @@ def _current(records: Sequence[Record]) -> list[Record]:
         if records[index].status != "failed"
         or succeeded.get((cell_id(records[index]), records[index].metric), -1) < index
     ]
-
-
-def _rows(records: Sequence[Record]) -> dict[CellId, Row]:
-    """Cell -> row, in order of first appearance. Cells that differ only in their seed share a row.
-
-    Of several cells with equal label, size, codec, corpus and seed (a grid), the first of each seed make one row, the
-    second another, and so on. A row's name says no more than is needed to tell it from the others.
-    """
-    first: dict[CellId, Record] = {}
-    for record in records:
-        first.setdefault(cell_id(record), record)
-    references = _references(records)
-    taken: dict[tuple[Any, ...], int] = defaultdict(int)
-    key_of: dict[CellId, tuple[str, str, str, str, int]] = {}
-    for cell, record in first.items():
-        place = (record.label, record.size, record.codec, record.corpus)
-        taken[place, record.seed] += 1
-        key_of[cell] = (*place, taken[place, record.seed])
-    cells_of: dict[tuple[str, str, str, str, int], list[CellId]] = defaultdict(list)
-    for cell, key in key_of.items():
-        cells_of[key].append(cell)
-    made: dict[tuple[str, str, str, str, int], Row] = {}
-    for key, cells in cells_of.items():
-        siblings = [other for other in cells_of if other[0] == key[0]]
-        parts = [part for index, part in enumerate(key[:4]) if index == 0 or len({k[index] for k in siblings}) > 1]
-        grid = [other for other in siblings if other[:4] == key[:4]]
-        if len(grid) > 1:
-            parts.append(_difference(first[cells[0]], [first[cells_of[other][0]] for other in grid]))
-        made[key] = Row(
-            label=key[0],
-            size=key[1],
-            codec=key[2],
-            corpus=key[3],
-            variant=key[4],
-            architecture=first[cells[0]].architecture,
-            name=" ".join(parts),
-            reference=cells[0] in references,
-            seeds=tuple(sorted({first[cell].seed for cell in cells})),
-        )
-    return {cell: made[key] for cell, key in key_of.items()}
-
-
-def _references(records: Sequence[Record]) -> set[CellId]:
-    """Cells that are floors and not contenders: no trained parameter, or asked neither for their training nor for
-    their cost while other cells were."""
-    cells = {cell_id(record) for record in records}
-    contenders = {cell_id(record) for record in records if record.metric in ("training", "cost")}
-    untrained = {
-        cell_id(record)
-        for record in records
-        if record.quantity == "parameters" and record.at.get("kind") == "total" and record.value == 0
-    }
-    return untrained | (cells - contenders if contenders else set())
-
-
-def _difference(record: Record, siblings: Sequence[Record]) -> str:
-    """`learning_rate=0.002`: the settings in which a record's config differs from those of its siblings."""
-    flat = [dict(flatten(sibling.config)) for sibling in siblings]
-    varying = [name for name in flat[0] if name != "seed" and len({repr(f.get(name)) for f in flat}) > 1]
-    own = dict(flatten(record.config))
-    shown = [f"{name.rsplit('.', 1)[-1]}={own.get(name)}" for name in varying[:2]]
-    return " ".join(shown) or f"variant {siblings.index(record) + 1}"
-
-
-def flatten(data: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted names and values of a nested mapping."""
-    for name, value in data.items():
-        if isinstance(value, Mapping):
-            yield from flatten(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", value
 
 
 def _over_seeds(at: At, records: Iterable[Record]) -> Finding:

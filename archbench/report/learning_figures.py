@@ -9,9 +9,10 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 from archbench.record import Record
 from archbench.report import drawing
 from archbench.report.drawing import Drawing, Omitted
-from archbench.report.evidence import Evidence, Finding, Row, known
+from archbench.report.evidence import Evidence, Finding, known
 from archbench.report.palette import Style
 from archbench.report.quality import STATES
+from archbench.report.rows import Row
 
 _MOST_PHASES = 3
 

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from archbench.record import Record
-from archbench.report.evidence import Evidence, Row, cell_id, flatten
+from archbench.report.evidence import Evidence
+from archbench.report.rows import Row, cell_id, flatten
 
 MOST_CELLS = 200
 _MOST_VALUES = 4

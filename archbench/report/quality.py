@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from archbench.report import notation, table
 from archbench.report.budget import TOLERANCE, AxisMatch
-from archbench.report.evidence import Evidence, Finding, Row
+from archbench.report.evidence import Evidence, Finding
+from archbench.report.rows import Row
 from archbench.report.table import Column, Table, TableCell
 
 STATES = ("reset", "sliding", "carried")

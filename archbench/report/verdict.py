@@ -13,8 +13,9 @@ from datetime import datetime, timezone
 from archbench.record import Record
 from archbench.report import notation
 from archbench.report.budget import AxisMatch, budget
-from archbench.report.evidence import Evidence, Finding, Row, known, separated
+from archbench.report.evidence import Evidence, Finding, known, separated
 from archbench.report.quality import STATES, deviation
+from archbench.report.rows import Row
 
 MIN_SEEDS = 3
 
