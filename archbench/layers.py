@@ -15,8 +15,6 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Generator, Tensor, nn
 
-from archbench.ops import backends
-
 M = TypeVar("M", bound=nn.Module)
 
 
@@ -154,50 +152,6 @@ def rotate(
     cos, sin = angles
     first, second = x.chunk(2, dim=-1)
     return (x * cos + torch.cat([-second, first], dim=-1) * sin).to(x.dtype)
-
-
-EXPLICIT_LENGTH = 512
-"""Up to this length torch's fused bf16 attention on CPUs (2.13) takes 2.5 to 4 times as long, forward and backward, as
-the products written out; from 1024 on it is the faster one, as it is for fp32 at every length."""
-
-
-def causal_attention(
-    q: Float[Tensor, "b h t e"], k: Float[Tensor, "b g s e"], v: Float[Tensor, "b g s e"]
-) -> Float[Tensor, "b h t e"]:
-    """Softmax attention of the last t of s positions; query i sees keys up to s - t + i. Query heads share key-value
-    heads in groups of h / g. Source: Vaswani et al. 2017, eq. 1; Ainslie et al. 2023."""
-    backends.note("attention", "lean")
-    t, s = q.shape[2], k.shape[2]
-    grouped = q.shape[1] != k.shape[1]
-    if t == s and 1 < t <= EXPLICIT_LENGTH and q.device.type == "cpu" and q.dtype == torch.bfloat16:
-        return explicit_attention(q, k, v)
-    if t == s:
-        return F.scaled_dot_product_attention(q, k, v, is_causal=t > 1, enable_gqa=grouped)
-    if t == 1:
-        return F.scaled_dot_product_attention(q, k, v, enable_gqa=grouped)
-    visible = torch.ones(t, s, dtype=torch.bool, device=q.device).tril(diagonal=s - t)
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=visible, enable_gqa=grouped)
-
-
-def explicit_attention(
-    q: Float[Tensor, "b h t e"], k: Float[Tensor, "b g t e"], v: Float[Tensor, "b g t e"]
-) -> Float[Tensor, "b h t e"]:
-    """The same for t = s as two products and a softmax that hold all t x t scores."""
-    groups = q.shape[1] // k.shape[1]
-    if groups > 1:
-        k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)
-    hidden = torch.full((q.shape[2], q.shape[2]), float("-inf"), device=q.device, dtype=q.dtype).triu_(1)
-    scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2) + hidden
-    return scores.softmax(dim=-1).to(v.dtype) @ v
-
-
-def causal_attention_flops(n: int, context: int, n_heads: int, head_dim: int, causal: float) -> float:
-    """Scores and weighted sum of n queries over the n new and `context` earlier positions.
-
-    `causal` weighs the n x n square among the new positions: 0.5 counts the half below the diagonal, 1.0 all of it.
-    """
-    pairs = n * context + (causal * n * n if n > 1 else 1)
-    return 4 * n_heads * head_dim * pairs
 
 
 def residual_std(d_in: int, n_branches: int) -> float:

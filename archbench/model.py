@@ -57,6 +57,7 @@ class Traits:
         context_limit: most tokens a state can hold, None for no limit.
         constant_state: the state's size does not depend on how much was read.
         lookahead: how many tokens beyond a position the training loss looks at (1 for next-token prediction).
+        reconstruction: the model is a `Reconstruction`.
     """
 
     likelihood: bool
@@ -64,6 +65,7 @@ class Traits:
     context_limit: int | None = None
     constant_state: bool = False
     lookahead: int = 1
+    reconstruction: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,6 +170,19 @@ class Likelihood(ABC):
     def score(self, tokens: Int[Tensor, "b t"], state: State) -> tuple[Float[Tensor, "b t v"], State]:
         """Reads `tokens`, returning for each the log-probabilities (nats, fp32, normalised) of the whole vocabulary
         just before it was read: entry [:, i] knows the state and tokens[:, :i] only. Gives up `state`; streams."""
+
+
+class Reconstruction(ABC):
+    """A model that writes through a latent code: a chunk of `stride` tokens becomes one Gaussian vector and comes
+    back. Letters: c chunks, l latent width."""
+
+    @abstractmethod
+    def posterior(self, tokens: Int[Tensor, "b t"]) -> tuple[Float[Tensor, "b c l"], Float[Tensor, "b c l"]]:
+        """Mean and standard deviation of the code of each chunk; t is a multiple of the stride."""
+
+    @abstractmethod
+    def reconstruct(self, latent: Float[Tensor, "b c l"]) -> Float[Tensor, "b t v"]:
+        """Logits of the tokens that the codes stand for."""
 
 
 class AutoregressiveState(NamedTuple):

@@ -14,8 +14,8 @@ from torch.utils.flop_counter import register_flop_formula
 from archbench import registry
 from archbench.errors import UnsupportedError
 from archbench.flops import WORKS, count_three_ways, trace
-from archbench.layers import causal_attention, causal_attention_flops
 from archbench.model import AutoregressiveModel
+from archbench.ops.attention import causal_attention, causal_attention_flops
 from archbench.roofline import copy_bandwidth, matmul_peak
 
 DEVICES = ("cpu", "meta")

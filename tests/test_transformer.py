@@ -13,8 +13,9 @@ from torch import Generator, Tensor
 
 from archbench.architectures.transformer import ARCHITECTURE, Transformer, TransformerConfig
 from archbench.errors import ConfigError, ContextOverflow
-from archbench.layers import KVCache, causal_attention, rotary_angles, rotate
+from archbench.layers import KVCache, rotary_angles, rotate
 from archbench.model import Batch, ParameterGroup
+from archbench.ops.attention import causal_attention
 from archbench.sampling import GREEDY
 from archbench.state import State, copy_state, map_state
 from tests.oracles import transformer_naive

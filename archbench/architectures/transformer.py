@@ -33,14 +33,13 @@ from archbench.layers import (
     RMSNorm,
     Stack,
     SwiGLU,
-    causal_attention,
-    causal_attention_flops,
     empty_cache,
     residual_std,
     rotary_angles,
     rotate,
 )
 from archbench.model import Architecture, AutoregressiveModel, HFImport, Traits
+from archbench.ops.attention import causal_attention, causal_attention_flops
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,7 +19,7 @@ from collections.abc import Callable
 import torch
 
 from archbench.errors import BackendError, suggestion
-from archbench.ops import native, scan_cuda
+from archbench.ops import attention_cuda, native, scan_cuda
 
 LEVELS = ("reference", "lean", "native", "cuda")
 VARIABLE = "ARCHBENCH_BACKEND"
@@ -45,6 +45,11 @@ _PROBES: dict[str, dict[str, Callable[[], str]]] = {
         "lean": _always,
         "native": native.reason,
         "cuda": scan_cuda.conv_reason,
+    },
+    "attention": {
+        "reference": _always,
+        "lean": _always,
+        "cuda": attention_cuda.flash_reason,
     },
 }
 OPERATIONS = tuple(_PROBES)
@@ -77,10 +82,12 @@ def pick(op: str, device: torch.device, dtype: torch.dtype, requested: str = "au
     asked_by = "backend="
     if requested == "auto":
         asked_by, requested = f"{VARIABLE}=", os.environ.get(VARIABLE, "") or "auto"
+        if requested in LEVELS and requested not in _probes(op):
+            requested = "lean"
     if requested != "auto":
         return _granted(op, device, dtype, requested, asked_by)
     best = "cuda" if device.type == "cuda" else "native"
-    if device.type != _KERNEL_DEVICE[best] or dtype not in _KERNEL_DTYPES:
+    if best not in _probes(op) or device.type != _KERNEL_DEVICE[best] or dtype not in _served_types(op):
         return "lean"
     found = _probes(op)[best]()
     if found == "ok":
@@ -114,12 +121,18 @@ def _granted(op: str, device: torch.device, dtype: torch.dtype, level: str, aske
     served = _KERNEL_DEVICE.get(level, device.type)
     if device.type != served:
         raise BackendError(f"{where}: this level runs on {served} tensors, got {device.type}; use lean or auto")
-    if level in _KERNEL_DEVICE and dtype not in _KERNEL_DTYPES:
-        raise BackendError(f"{where}: this level computes in fp32, got {dtype}; use lean or auto")
+    if level in _KERNEL_DEVICE and dtype not in _served_types(op):
+        served_types = ", ".join(str(served).removeprefix("torch.") for served in _served_types(op))
+        raise BackendError(f"{where}: this level takes {served_types}, got {dtype}; use lean or auto")
     found = probes[level]()
     if found != "ok":
         raise BackendError(f"{where}: not available here: {found}")
     return level
+
+
+def _served_types(op: str) -> tuple[torch.dtype, ...]:
+    """The types that the kernels of `op` take; flash-attn computes in half types only."""
+    return (torch.bfloat16, torch.float16) if op == "attention" else _KERNEL_DTYPES
 
 
 def _probes(op: str) -> dict[str, Callable[[], str]]:
