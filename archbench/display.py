@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
+from rich.text import Text
 
 from archbench.environment import usable_cores
 from archbench.executors import Event
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from archbench.report import ReportFiles
     from archbench.run import Options, Outcome
 
-console = Console(highlight=False)
+console = Console(highlight=False, markup=False)  # messages hold square brackets of their own
 
 
 def quantity(value: float, unit: str = "") -> str:
@@ -104,11 +105,11 @@ class Watch:
         self.notices: set[str] = set()
         self.bars: dict[str, TaskID] = {}
         self.progress = Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=24),
             TextColumn("{task.percentage:>3.0f}%"),
             TimeElapsedColumn(),
-            TextColumn("{task.fields[note]}"),
+            TextColumn("{task.fields[note]}", markup=False),
             console=console,
         )
 
@@ -164,7 +165,7 @@ def print_card(name: str, findings: Sequence[Finding]) -> None:
     table.add_column("evidence", overflow="fold")
     for finding in findings:
         colour = colours[finding.verdict]
-        table.add_row(finding.name, f"[{colour}]{finding.verdict}[/{colour}]", finding.detail)
+        table.add_row(finding.name, Text(finding.verdict, style=colour), finding.detail)
     console.print(table)
 
 
@@ -213,7 +214,7 @@ def _metrics() -> Iterable[tuple[str, ...]]:
     yield ("metric", "quantity", "meaning")
     for name in registry.metrics():
         for quantity_name, meaning in registry.metric(name).quantities.items():
-            yield (name, f"{quantity_name} [{meaning.unit}]".replace("[", "\\["), meaning.meaning)
+            yield (name, f"{quantity_name} [{meaning.unit}]", meaning.meaning)
 
 
 def _suites() -> Iterable[tuple[str, ...]]:
