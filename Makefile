@@ -3,7 +3,7 @@ VENV ?= .venv
 PYTHON ?= python3
 BIN = $(VENV)/bin
 
-.PHONY: quick test lint clean
+.PHONY: quick test lint readme clean
 
 quick: $(VENV)/.installed
 	$(BIN)/archbench run quick
@@ -15,6 +15,11 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# Fills in the README from the committed run.
+readme: $(VENV)/.installed
+	$(BIN)/archbench report results/quick
+	$(BIN)/python -m archbench.report.readme results/quick README.md
 
 $(VENV)/.installed: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

@@ -39,7 +39,9 @@ def smoke(tmp_path_factory):
     python = folder / "venv/bin/python"
     version = f"python{sys.version_info.major}.{sys.version_info.minor}"
     target = folder / "venv/lib" / version / "site-packages"
-    install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--prefix", folder / "venv", wheel]
+    # --ignore-installed: else pip would first uninstall the archbench of the environment that runs the tests.
+    install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--ignore-installed"]
+    install += ["--prefix", folder / "venv", wheel]
     subprocess.run([str(word) for word in install], check=True, capture_output=True, text=True)
     (target / "lent.pth").write_text("\n".join(site.getsitepackages()) + "\n")
     empty = folder / "empty"

@@ -54,9 +54,10 @@ def test_training_learns_and_spends_its_budget(tmp_path):
 def test_every_budget_ends_training(tmp_path, unit):
     amount = {"bytes": 640, "tokens": 640, "flops": 40 * model().flops().training(16), "seconds": 0.2}[unit]
     history = train(model(), windows(), training(budget=Budget(**{unit: amount})), seed=0, folder=tmp_path)
-    spent = getattr(history.last, unit)
-    assert spent >= amount * (1 - 1e-9)
-    if unit != "seconds":
+    if unit == "seconds":  # the last point may fall a step before the end
+        assert 0.9 * amount <= history.last.seconds < 2 * amount
+    else:
+        assert getattr(history.last, unit) == pytest.approx(amount)
         assert history.last.step == 10
 
 

@@ -17,28 +17,28 @@ def document(report: Contents) -> str:
 
 def _lines(report: Contents) -> Iterator[str]:
     head = report.headline
-    yield f"# {_escape(head.title)}: archbench report"
+    yield f"# {escape(head.title)}: archbench report"
     yield ""
     for name, value in head.subtitle:
-        yield f"- {name}: {_code(value) if name == 'command' else _escape(value)}"
+        yield f"- {name}: {_code(value) if name == 'command' else escape(value)}"
     yield ""
     for paragraph in head.paragraphs:
-        yield _escape(paragraph)
+        yield escape(paragraph)
         yield ""
     if head.exploratory:
-        yield f"> **Exploratory.** {_escape('; '.join(head.exploratory))}."
+        yield f"> **Exploratory.** {escape('; '.join(head.exploratory))}."
         yield ""
     for remark in head.remarks:
-        yield f"- {_escape(remark)}"
+        yield f"- {escape(remark)}"
     yield ""
     yield "## Quality"
-    yield from _table(report.quality)
+    yield from table_lines(report.quality)
     yield "## Budget"
     yield ""
     if report.budget_figure:
         yield from _figure(report.budget_figure)
     for budget in report.budgets:
-        yield from _table(budget)
+        yield from table_lines(budget)
     if report.figures:
         yield "## Figures"
         yield ""
@@ -46,14 +46,14 @@ def _lines(report: Contents) -> Iterator[str]:
         yield from _figure(figure)
     yield "## Cost"
     for cost in report.costs:
-        yield from _table(cost)
+        yield from table_lines(cost)
     if report.others:
         yield "## Other quantities"
-        yield from _table(report.others)
+        yield from table_lines(report.others)
     yield "## Failures and unsupported"
     yield ""
     if report.failures:
-        yield from _table(report.failures)
+        yield from table_lines(report.failures)
     else:
         yield "Nothing failed, nothing was unsupported, and no number in the tables is missing."
         yield ""
@@ -61,43 +61,43 @@ def _lines(report: Contents) -> Iterator[str]:
         yield "Not shown, for want of records:"
         yield ""
         for reason in report.omitted:
-            yield f"- {_escape(reason)}"
+            yield f"- {escape(reason)}"
         yield ""
     yield from _provenance(report)
 
 
-def _table(table: Table) -> Iterator[str]:
+def table_lines(table: Table) -> Iterator[str]:
     yield ""
-    yield f"**{_escape(table.title)}**"
+    yield f"**{escape(table.title)}**"
     yield ""
-    hints = [f"<br><sub>{_escape(column.hint)}</sub>" if column.hint else "" for column in table.columns]
-    heads = [_escape(column.name) + hint for column, hint in zip(table.columns, hints, strict=True)]
+    hints = [f"<br><sub>{escape(column.hint)}</sub>" if column.hint else "" for column in table.columns]
+    heads = [escape(column.name) + hint for column, hint in zip(table.columns, hints, strict=True)]
     yield f"| {' | '.join(heads)} |"
     yield f"| {' | '.join('---:' if column.numeric else '---' for column in table.columns)} |"
     for line in table.lines:
         yield f"| {' | '.join(_cell(cell) for cell in line)} |"
     yield ""
     for note in table.notes:
-        yield f"{_escape(note)}  "
+        yield f"{escape(note)}  "
     yield ""
 
 
 def _cell(cell: TableCell) -> str:
-    shown = f"*{_escape(cell.text)}*" if cell.reason else _escape(cell.text)
+    shown = f"*{escape(cell.text)}*" if cell.reason else escape(cell.text)
     flag = " ⚠" if cell.flagged else ""
     return shown + flag + "".join(f" {_aside(extra)}" for extra in (cell.detail, cell.more) if extra)
 
 
 def _aside(text: str) -> str:
-    return _escape(text) if text.startswith("[") else f"({_escape(text)})"
+    return escape(text) if text.startswith("[") else f"({escape(text)})"
 
 
 def _figure(figure: Drawing) -> Iterator[str]:
-    yield f"### {_escape(figure.title)}"
+    yield f"### {escape(figure.title)}"
     yield ""
-    yield f"![{_escape(figure.alt)}](figures/{figure.name}.png)"
+    yield f"![{escape(figure.alt)}](figures/{figure.name}.png)"
     yield ""
-    yield f"{_escape(figure.caption)} [SVG](figures/{figure.name}.svg), [data](figures/{figure.name}.csv)"
+    yield f"{escape(figure.caption)} [SVG](figures/{figure.name}.svg), [data](figures/{figure.name}.csv)"
     yield ""
 
 
@@ -107,15 +107,15 @@ def _provenance(report: Contents) -> Iterator[str]:
     yield "| the same for every record | |"
     yield "| --- | --- |"
     for name, value in report.provenance.common:
-        yield f"| {_escape(name)} | {_code(value)} |"
+        yield f"| {escape(name)} | {_code(value)} |"
     yield ""
     for cell in report.provenance.cells:
-        yield f"<details><summary>{_escape(cell.heading)}</summary>"
+        yield f"<details><summary>{escape(cell.heading)}</summary>"
         yield ""
         yield "| | |"
         yield "| --- | --- |"
         for name, value in cell.facts:
-            yield f"| {_escape(name)} | {_code(value)} |"
+            yield f"| {escape(name)} | {_code(value)} |"
         yield ""
         yield "```json"
         yield cell.config
@@ -128,7 +128,7 @@ def _provenance(report: Contents) -> Iterator[str]:
         yield ""
 
 
-def _escape(text: str) -> str:
+def escape(text: str) -> str:
     """Keeps table and emphasis marks, and HTML, from taking effect."""
     return "".join(_SAFE.get(sign, sign) for sign in text)
 
