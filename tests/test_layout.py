@@ -1,6 +1,7 @@
 """The rooms of the design: a file imports only from its own level or below, and reading results needs no torch."""
 
 import ast
+import re
 from pathlib import Path
 
 import archbench
@@ -82,3 +83,11 @@ def test_shared_code_names_no_architecture():
         wrong += [f"{path.name}: '{value}'" for value in strings if isinstance(value, str) and value in names]
         wrong += [f"{path.name}: {name}" for name in imports(path) if name.startswith("archbench.architectures.")]
     assert not wrong, "\n".join(wrong)
+
+
+def test_every_package_is_in_the_wheel():
+    text = (PACKAGE.parent / "pyproject.toml").read_text()
+    listed = set(re.findall(r'"(archbench[\w.]*)"', text.split("packages = [")[1].split("]")[0]))
+    found = {".".join(path.parent.relative_to(PACKAGE.parent).parts) for path in PACKAGE.rglob("*.py")}
+    assert found <= listed, f"pyproject.toml lacks {found - listed}"
+    assert {"archbench.suites", "archbench.baselines", "archbench.baselines.papers"} <= listed

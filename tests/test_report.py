@@ -16,6 +16,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from archbench.errors import RecordError
@@ -25,6 +26,7 @@ from archbench.report.budget import budget, declared_axes
 from archbench.report.crossings import crossings
 from archbench.report.evidence import Evidence, Finding
 from archbench.report.latencies import LATENCIES, latency_table
+from archbench.report.pairs import difference
 from archbench.report.palette import styles
 from archbench.report.quality import quality_table
 from archbench.report.table import Table, TableCell
@@ -623,3 +625,54 @@ def test_the_page_opens_in_a_browser_and_sorts(report: ReportFiles, tmp_path: Pa
     dumped = open_page("--dump-dom", probe.as_uri()).stdout
     title = re.search(r"<title>([^<]*)</title>", dumped)
     assert title and title.group(1) == "mamba,transformer,bigram,unigram,calm,memorizing ascending"
+
+
+def paired(shift, spread, seeds=(0,)):
+    """Two models on the same 24 documents, which differ by far more from each other than the models do."""
+    noise = np.random.default_rng(0)
+    documents = noise.uniform(1, 3, 24)
+    for name, offset in (("transformer", 0.0), ("mamba", shift)):
+        for seed in seeds:
+            samples = documents + offset + spread * noise.standard_normal(24)
+            model = Model(name, bits=float(samples.mean()), first=1e-3, slope=0, state=1e3, growth=0)
+            at = {"state": "reset", "context": 256}
+            bounds = {"low": model.bits - 0.3, "high": model.bits + 0.3, "confidence": 0.95}
+            yield record(
+                model, "likelihood", "bits_per_byte", model.bits, at=at, seed=seed, samples=list(samples), **bounds
+            )
+            yield record(model, "likelihood", "heldout_bytes", 24e3, at=at, seed=seed, samples=[1e3] * 24)
+
+
+def rows_by_name(evidence):
+    return {row.name: row for row in evidence.rows}
+
+
+def test_differences_are_taken_document_by_document():
+    evidence = Evidence(list(paired(-0.1, 0.02)))
+    rows = rows_by_name(evidence)
+    found = difference(evidence, rows["mamba"], rows["transformer"], "reset")
+    assert found.over == "documents"
+    assert found.value == pytest.approx(-0.1, abs=0.02)
+    assert found.excludes_zero
+    assert found.high - found.low < 0.05
+    wider = difference(evidence, rows["mamba"], rows["transformer"], "reset", comparisons=7)
+    assert wider.high - wider.low > found.high - found.low
+    noise = Evidence(list(paired(0.0, 0.3)))
+    rows = rows_by_name(noise)
+    assert not difference(noise, rows["mamba"], rows["transformer"], "reset").excludes_zero
+
+
+def test_with_several_seeds_the_pairs_are_seeds():
+    evidence = Evidence(list(paired(-0.2, 0.02, seeds=(0, 1, 2))))
+    rows = rows_by_name(evidence)
+    found = difference(evidence, rows["mamba"], rows["transformer"], "reset")
+    assert found.over == "seeds"
+    assert found.excludes_zero
+
+
+def test_documents_that_differ_do_not_pair():
+    records = list(paired(-0.1, 0.02))
+    records[-1] = dataclasses.replace(records[-1], samples=[2e3] * 24)
+    evidence = Evidence(records)
+    rows = rows_by_name(evidence)
+    assert difference(evidence, rows["mamba"], rows["transformer"], "reset") is None

@@ -1,8 +1,8 @@
 """What the records let one say, in plain words, and what they do not.
 
-A lower bits per byte is claimed only where intervals do not overlap, and only within rows of one size and corpus that
-agree on at least one declared budget. Fewer than three seeds, or a declared budget that differs by more than five per
-cent, make the whole comparison exploratory.
+A lower bits per byte is claimed only where the paired difference excludes zero (or, where the records do not pair, the
+intervals do not overlap), and only within rows of one size and corpus that agree on at least one declared budget. Fewer
+than three seeds, or a declared budget that differs by more than five per cent, make the whole comparison exploratory.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from archbench.record import Record
 from archbench.report import notation
 from archbench.report.budget import AxisMatch, budget
 from archbench.report.evidence import Evidence, Finding, known, separated
+from archbench.report.pairs import Difference, difference
 from archbench.report.quality import STATES, deviation
 from archbench.report.rows import Row
 
@@ -102,7 +103,7 @@ def _quality(evidence: Evidence, rows: list[Row], match: list[AxisMatch], place:
     text = f"{text[:1].upper()}{text[1:]}".rstrip()
     parts = [text + "."] if have else ([text] if text else [])
     if len(have) > 1:
-        parts.append(_ranking(have, match))
+        parts.append(_ranking(evidence, have, match, state))
         parts += _other_states(evidence, [row for row, _ in have], state, match)
     elif have:
         parts.append("There is no second architecture with this number to hold it against.")
@@ -134,29 +135,52 @@ def _bits(finding: Finding) -> str:
     return f"{value} {bounds}" if bounds else f"{value} (no interval)"
 
 
-def _ranking(have: list[tuple[Row, Finding]], match: list[AxisMatch]) -> str:
+def _ranking(evidence: Evidence, have: list[tuple[Row, Finding]], match: list[AxisMatch], state: str) -> str:
     (best, lowest), rest = have[0], have[1:]
     ranked = {row for row, _ in have}
     matched = [axis for axis in (axis.among(ranked) for axis in match) if axis.declared and axis.matched]
     if not matched:
         return "No declared budget is matched within 5 %, so nothing is ranked."
     equal = notation.listed([f"{axis.axis} ({_residual(axis)})" for axis in matched])
-    apart = [row.name for row, finding in rest if separated(lowest, finding)]
-    close = [row.name for row, finding in rest if not separated(lowest, finding)]
+    pairs = {row: difference(evidence, best, row, state, comparisons=len(rest)) for row, _ in rest}
+    apart = [row for row, finding in rest if _apart(pairs[row], lowest, finding)]
+    close = [row.name for row, _ in rest if row not in apart]
     if any(not finding.has_interval for _, finding in have):
         return f"At equal {equal}, some values have no interval, so no difference can be claimed."
     if not close:
-        gap = known(rest[0][1]) - known(lowest)
-        return (
-            f"At equal {equal}, {best.name} has the lowest: its interval does not overlap with "
-            f"{'that of ' + apart[0] if len(apart) == 1 else 'any other'}; the gap to {rest[0][0].name} is "
-            f"{notation.plain(gap)} bits per byte ({notation.percent(gap / known(rest[0][1]))})."
-        )
-    also = f"; {notation.listed(apart)} lie{'s' if len(apart) == 1 else ''} above {best.name}" if apart else ""
-    return (
-        f"At equal {equal}, the intervals of {notation.listed([best.name, *close])} overlap, so this run does not tell "
-        f"them apart{also}."
+        return f"At equal {equal}, {best.name} has the lowest: {_lead(pairs, lowest, rest)}."
+    names = [row.name for row in apart]
+    also = f"; {notation.listed(names)} lie{'s' if len(names) == 1 else ''} above {best.name}" if names else ""
+    paired = [pair for name, pair in zip([row.name for row, _ in rest], pairs.values(), strict=True) if name in close]
+    reason = (
+        f"the differences between {best.name} and {notation.listed(close)} on the same {paired[0].over} do not "
+        "exclude zero"
+        if paired and paired[0] is not None
+        else f"the intervals of {notation.listed([best.name, *close])} overlap"
     )
+    return f"At equal {equal}, {reason}, so this run does not tell them apart{also}."
+
+
+def _apart(pair: Difference | None, lowest: Finding, finding: Finding) -> bool:
+    """Whether a row lies above the best one: by its paired difference, or where there is none by its interval."""
+    return separated(lowest, finding) if pair is None else pair.high < 0
+
+
+def _lead(pairs: dict[Row, Difference | None], lowest: Finding, rest: list[tuple[Row, Finding]]) -> str:
+    """By how much the best row is below the others."""
+    nearest, finding = rest[0]
+    gap = known(finding) - known(lowest)
+    relative = notation.percent(gap / known(finding))
+    pair = pairs[nearest]
+    if pair is None:
+        others = f"that of {nearest.name}" if len(rest) == 1 else "any other"
+        return (
+            f"its interval does not overlap with {others}; the gap to {nearest.name} is {notation.plain(gap)} bits per "
+            f"byte ({relative})"
+        )
+    shown, bounds = notation.interval(-pair.value, -pair.high, -pair.low, finding.unit)
+    below = f"on the same {pair.over} it is {shown} {bounds} bits per byte ({relative}) below {nearest.name}"
+    return below if len(rest) == 1 else f"{below}, and further below the others"
 
 
 def _residual(axis: AxisMatch) -> str:
