@@ -36,7 +36,7 @@ def run(
     out: Annotated[Path | None, typer.Option(help="Folder of the run. [default: results/SUITE]")] = None,
     only: Only = None,
     changes: Set = None,
-    executor: Annotated[str, typer.Option(help="Where cells run: processes or inline.")] = "processes",
+    executor: Annotated[str, typer.Option(help="Where cells run: processes, inline or ray.")] = "processes",
     workers: Annotated[int, typer.Option(min=0, help="Cells at once; 0 means one a core.")] = 0,
     threads: Annotated[int, typer.Option(min=1, help="Threads of each worker, and of timed metrics.")] = 1,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
@@ -182,6 +182,27 @@ def import_hf(
     display.print_import(huggingface.import_checkpoint(folder, target), target)
 
 
+@app.command()
+def convert(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder, or a checkpoint's.")],
+    to: Annotated[str, typer.Option(metavar="NAME", help="Architecture to make of it.")],
+    architecture: Annotated[str | None, typer.Option(help="Label or architecture of the cell.")] = None,
+    size: Annotated[str | None, typer.Option(help="Size of the cell, if there are several.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Training seed of the cell, if there are several.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder to write. [default: results/converted/CELL-NAME]")] = None,
+    changes: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="The new model's config: segment=128.")
+    ] = None,
+) -> None:
+    """Make a trained cell into another architecture; a suite's cell goes on from it by `start_from: FOLDER`."""
+    from archbench import display, writing
+    from archbench.conversion import convert as convert_checkpoint
+
+    folder = writing.find_checkpoint(run, architecture, size, seed)
+    target = out or Path("results") / "converted" / f"{folder.resolve().name}-{to}"
+    display.print_conversion(convert_checkpoint(folder, to, target, _changes(changes or [])), target)
+
+
 @data_app.command("fetch")
 def data_fetch() -> None:
     """Download the nine public-domain books of the `books` corpus, checked by sha256, into the cache."""
@@ -213,18 +234,22 @@ def _command() -> str:
 
 
 def _model_config(architecture: Any, changes: list[str]) -> Any:
-    from archbench.errors import SuiteError
-    from archbench.parse import parse, read_yaml
+    from archbench.parse import parse
 
-    if not changes:
-        return None
-    data: dict[str, Any] = {"vocab_size": 64}
+    return parse(architecture.config, {"vocab_size": 64, **_changes(changes)}, "--set") if changes else None
+
+
+def _changes(changes: list[str]) -> dict[str, Any]:
+    from archbench.errors import SuiteError
+    from archbench.parse import read_yaml
+
+    data = {}
     for change in changes:
         key, equals, value = change.partition("=")
         if not equals:
             raise SuiteError(f"--set {change}: expected KEY=VALUE, for example d_model=64")
         data[key] = read_yaml(value, f"--set {key}")
-    return parse(architecture.config, data, "--set")
+    return data
 
 
 if __name__ == "__main__":

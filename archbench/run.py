@@ -27,7 +27,7 @@ from archbench.executors import Event, Executor, Task
 from archbench.plan import Job, Plan
 from archbench.record import Record, RecordFile, read
 
-EXECUTORS = ("inline", "processes")
+EXECUTORS = ("inline", "processes", "ray")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -184,6 +184,7 @@ class _Run:
                 "training": dataclasses.asdict(cell.training),
                 "match": cell.match,
                 "residual": cell.residual,
+                **({"start_from": cell.start_from, "start_sha256": cell.start_sha256} if cell.start_from else {}),
             },
             data_sha256=cell.corpus_sha256,
             source_sha256=cell.training_source,

@@ -10,6 +10,7 @@ import time
 
 import pytest
 
+from archbench.errors import MissingExtra
 from archbench.plan import make_plan
 from archbench.record import load, newest, read
 from archbench.run import Options, run
@@ -220,3 +221,20 @@ def test_workers_end_with_their_parent(suite, tmp_path):
     stamp = partial.stat().st_mtime_ns
     time.sleep(1.0)
     assert partial.stat().st_mtime_ns == stamp
+
+
+def test_ray_without_the_extra_says_how_to_get_it(suite, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(MissingExtra, match=r"pip install 'archbench\[ray\]'"):
+        go(suite, tmp_path / "out", executor="ray")
+
+
+@pytest.mark.slow
+def test_ray_gives_the_same_records(suite, tmp_path):
+    """In a process of its own, since Ray leaves warnings and threads behind."""
+    pytest.importorskip("ray", reason="the extra 'ray' is not installed")
+    command = [sys.executable, "-m", "archbench.cli", "run", str(suite), "--no-report", "--executor", "ray"]
+    done = subprocess.run([*command, "--out", str(tmp_path / "ray")], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    inline, _ = go(suite, tmp_path / "inline")
+    assert numbers(newest(tmp_path / "ray")) == numbers(inline.path)
