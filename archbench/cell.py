@@ -24,8 +24,8 @@ Precision = Literal["auto", "fp32", "bf16-mixed"]
 
 _PACKAGE = Path(__file__).resolve().parent
 _TRAINED_BY = (
-    "model.py", "state.py", "layers.py", "sampling.py", "codec.py", "train.py", "ops/**/*.py", "ops/**/*.c",
-    "data/*.py",
+    "model.py", "state.py", "layers.py", "segments.py", "sampling.py", "codec.py", "train.py", "ops/**/*.py",
+    "ops/**/*.c", "data/*.py",
 )  # fmt: skip
 _MEASURED_BY = (
     "stats.py", "flops.py", "operators.py", "roofline.py", "generation.py", "prompts.py", "timing.py", "metric.py",
@@ -101,7 +101,8 @@ class Training:
 @dataclass(frozen=True, kw_only=True)
 class Cell:
     """What is trained. `config` is the architecture's own config; `size` says where it came from; `residual` is its
-    relative distance from the size asked for along `match`; `metrics` names what is measured on it."""
+    relative distance from the size asked for along `match`; `metrics` names what is measured on it. `start_from` is the
+    checkpoint folder that training goes on from, None for first weights; the weights' hash identifies it."""
 
     label: str
     architecture: str
@@ -115,12 +116,16 @@ class Cell:
     metrics: tuple[str, ...]
     match: str = "parameters"
     residual: float = 0.0
+    start_from: str | None = None
+    start_sha256: str | None = None
 
     @property
     def key(self) -> str:
         data = self.to_dict()
-        for presentation in ("label", "size", "metrics", "match", "residual"):
+        for presentation in ("label", "size", "metrics", "match", "residual", "start_from"):
             del data[presentation]
+        if self.start_sha256 is None:  # as before cells could start from weights
+            del data["start_sha256"]
         return _digest(data)[:12]
 
     @property

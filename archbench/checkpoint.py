@@ -14,6 +14,7 @@ Every file is written under another name and renamed, so that a kill at any mome
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import os
 from collections.abc import Mapping
@@ -146,10 +147,8 @@ def load_model(folder: Path, device: torch.device | str = "cpu") -> SequenceMode
     Raises:
         CheckpointError: a part is missing or damaged.
     """
-    described = _described(folder)
-    architecture = registry.architecture(described["architecture"])
-    config = parse(architecture.config, described["config"], f"{folder / MODEL}: config")
-    model = architecture.build(config, torch.Generator().manual_seed(0))
+    name, config = load_config(folder)
+    model = registry.architecture(name).build(config, torch.Generator().manual_seed(0))
     tensors, _ = load_tensors(folder / WEIGHTS)
     load_weights(model, tensors, folder / WEIGHTS)
     return model.to(device).eval()
@@ -157,9 +156,26 @@ def load_model(folder: Path, device: torch.device | str = "cpu") -> SequenceMode
 
 def load_traits(folder: Path) -> Traits:
     """What the model of a checkpoint promises, without building it."""
+    name, config = load_config(folder)
+    return registry.architecture(name).traits(config)
+
+
+def load_config(folder: Path) -> tuple[str, Any]:
+    """The architecture's name and the config of a checkpoint. Raises CheckpointError when they cannot be read."""
     described = _described(folder)
-    architecture = registry.architecture(described["architecture"])
-    return architecture.traits(parse(architecture.config, described["config"], f"{folder / MODEL}: config"))
+    name = described["architecture"]
+    return name, parse(registry.architecture(name).config, described["config"], f"{folder / MODEL}: config")
+
+
+def weights_sha256(folder: Path) -> str:
+    """Hash of the file of weights. Raises CheckpointError when the checkpoint is not complete."""
+    if not is_complete(folder):
+        raise CheckpointError(f"{folder / WEIGHTS}: no such checkpoint; train the cell with `archbench run`")
+    digest = hashlib.sha256()
+    with (folder / WEIGHTS).open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def load_history(folder: Path) -> History:

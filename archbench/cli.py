@@ -25,7 +25,7 @@ SuiteArgument = Annotated[str, typer.Argument(metavar="SUITE", help="Name of a s
 Only = Annotated[str | None, typer.Option(metavar="NAME,...", help="Only cells of these labels or architectures.")]
 Set = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Change the suite, e.g. training.budget.bytes=1e6. Repeatable."),
+    typer.Option("--set", metavar="KEY=VALUE", help="Change the suite: seeds=[0,1]. Repeatable."),
 ]
 Kind = Literal["architectures", "metrics", "suites", "corpora", "sizes"]
 
@@ -33,7 +33,7 @@ Kind = Literal["architectures", "metrics", "suites", "corpora", "sizes"]
 @app.command()
 def run(
     suite: SuiteArgument,
-    out: Annotated[Path | None, typer.Option(help="Folder of the run. [default: results/SUITE]")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of the run (default: results/SUITE).")] = None,
     only: Only = None,
     changes: Set = None,
     executor: Annotated[str, typer.Option(help="Where cells run: processes, inline or ray.")] = "processes",
@@ -62,8 +62,12 @@ def run(
         command=_command(),
     )
     display.print_estimate(plan, options)
-    with display.Watch(plan) as watch:
-        outcome = run_plan(plan, options, watch)
+    try:
+        with display.Watch(plan) as watch:
+            outcome = run_plan(plan, options, watch)
+    except KeyboardInterrupt:
+        typer.echo("archbench: interrupted; the same command goes on from here", err=True)
+        raise typer.Exit(130) from None
     display.print_outcome(outcome)
     if report:
         from archbench.report import write_report
@@ -133,7 +137,7 @@ def check(
 @app.command()
 def report(
     path: Annotated[Path, typer.Argument(metavar="PATH", help="A results file, or a run's folder.")],
-    out: Annotated[Path | None, typer.Option(help="Where to write it. [default: PATH/report]")] = None,
+    out: Annotated[Path | None, typer.Option(help="Where to write it (default: PATH/report).")] = None,
 ) -> None:
     """Write a run's report: Markdown, plots, and one self-contained HTML page."""
     from archbench import display
@@ -172,7 +176,7 @@ def generate(
 @app.command("import-hf")
 def import_hf(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="A Hugging Face checkpoint's folder.")],
-    out: Annotated[Path | None, typer.Option(help="Folder to write. [default: results/imported/DIR]")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder to write (default: results/imported/DIR).")] = None,
 ) -> None:
     """Bring a Hugging Face checkpoint into archbench's own form (safetensors only)."""
     from archbench import display
@@ -218,9 +222,6 @@ def main() -> None:
     except ArchbenchError as error:
         typer.echo(f"archbench: {error}", err=True)
         sys.exit(2)
-    except KeyboardInterrupt:
-        typer.echo("archbench: interrupted; the same command goes on from here", err=True)
-        sys.exit(130)
     except BrokenPipeError:  # `archbench list | head`
         sys.exit(0)
 

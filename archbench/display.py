@@ -18,6 +18,7 @@ from archbench.plan import Plan
 
 if TYPE_CHECKING:
     from archbench.contract import Finding
+    from archbench.conversion import Converted
     from archbench.doctor import Fact
     from archbench.integrations.huggingface import ImportedModel
     from archbench.report import ReportFiles
@@ -183,6 +184,15 @@ def print_import(imported: ImportedModel, folder: Path) -> None:
     console.print(
         f"imported {imported.facts['model_type']} as {imported.architecture}, {quantity(n_parameters)} parameters, "
         f"into {folder}",
+        soft_wrap=True,
+    )
+
+
+def print_conversion(converted: Converted, folder: Path) -> None:
+    more = converted.n_parameters - converted.n_parameters_before
+    console.print(
+        f"converted {converted.source} to {converted.architecture}, {quantity(converted.n_parameters)} parameters "
+        f"({more:+,}), into {folder}",
         soft_wrap=True,
     )
 

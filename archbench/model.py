@@ -316,6 +316,19 @@ class HFImport:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Conversion:
+    """How a trained model of another architecture becomes one of ours, to be trained further.
+
+    Attributes:
+        config: keyword arguments of our config, from the source's config.
+        weights: our state dict, from our config and the source's state dict.
+    """
+
+    config: Callable[[Any], Mapping[str, Any]]
+    weights: Callable[[Any, Mapping[str, Tensor]], dict[str, Tensor]]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Architecture:
     """What an architecture's file exports as `ARCHITECTURE`.
 
@@ -328,6 +341,7 @@ class Architecture:
         candidates: configs from small to large for a vocabulary; a size is solved by picking the nearest.
         published: named configurations of the papers, as the keyword arguments of `config`.
         hf: imports of Hugging Face checkpoints, by their `model_type`.
+        conversions: conversions of trained models, by the name of their architecture.
     """
 
     config: type[Any]
@@ -337,6 +351,7 @@ class Architecture:
     candidates: Callable[[int], Iterable[Any]] = field(default=lambda _vocab_size: ())
     published: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     hf: Mapping[str, HFImport] = field(default_factory=dict)
+    conversions: Mapping[str, Conversion] = field(default_factory=dict)
 
 
 def parameters_of(phase: Phase) -> Iterator[nn.Parameter]:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import flop_registry
 
-from archbench.ops import conv, scan
+from archbench.ops import conv, scan, ssd
 
 Formula = Callable[[Mapping[str, Any], Any, float], float]
 """(arguments by their names in the operator's schema, result, causal) -> FLOPs"""
@@ -132,7 +132,7 @@ def _formulas_of(operator: Any) -> _Formulas:
     name = name_of(operator)
     return _Formulas(
         FORMULAS.get(name) or FORMULAS.get(name.removesuffix("_")),
-        scan.FORMULAS.get(name) or conv.FORMULAS.get(name),
+        scan.FORMULAS.get(name) or conv.FORMULAS.get(name) or ssd.FORMULAS.get(name),
         None if name.startswith("aten::") else flop_registry.get(operator.overloadpacket),
     )
 

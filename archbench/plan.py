@@ -11,13 +11,14 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from typing import Any
 
-from archbench import registry, sizes
+from archbench import checkpoint, registry, sizes
 from archbench.cell import Budget, Cell, Training, measuring_source
-from archbench.codec import codec_from
+from archbench.codec import Codec, codec_from
 from archbench.data.corpus import Corpus, load_corpus
-from archbench.errors import ConfigError, SuiteError, suggestion
+from archbench.errors import CheckpointError, ConfigError, SuiteError, suggestion
 from archbench.parse import parse
 from archbench.suite import CellEntry, Suite, entries
 
@@ -99,7 +100,13 @@ def _cells(suite: Suite, metrics: list[str]) -> list[Cell]:
         training = _training(suite, entry, where)
         corpus = corpus_of(entry.corpus or suite.corpus)
         codec = entry.codec or suite.codec
-        config, size, residual = _config(suite, entry, codec_from(codec, corpus).vocab_size, training.context, where)
+        found = codec_from(codec, corpus)
+        if entry.start_from is None:
+            config, size, residual = _config(suite, entry, found.vocab_size, training.context, where)
+            start_sha256 = None
+        else:
+            config, start_sha256 = _start(entry, Path(entry.start_from), found, where)
+            size, residual = "custom", 0.0
         for seed in suite.seeds:
             cells.append(
                 Cell(
@@ -115,6 +122,8 @@ def _cells(suite: Suite, metrics: list[str]) -> list[Cell]:
                     metrics=tuple(metrics if entry.metrics is None else entry.metrics),
                     match=suite.match,
                     residual=residual,
+                    start_from=entry.start_from,
+                    start_sha256=start_sha256,
                 )
             )
     return _distinct(cells, suite.path)
@@ -145,6 +154,28 @@ def _config(suite: Suite, entry: CellEntry, vocab_size: int, context: int, where
             "choose a smaller codec or another size"
         )
     return solved.config, size, solved.residual
+
+
+def _start(entry: CellEntry, folder: Path, codec: Codec, where: str) -> tuple[Any, str]:
+    """The config of the checkpoint that an entry starts from, with the entry's changes, and its weights' hash."""
+    place = f"{where}.start_from"
+    architecture = _known(where, registry.architecture, entry.architecture)
+    if entry.size is not None:
+        raise SuiteError(f"{where}.size: '{entry.size}'; the checkpoint of start_from decides it, leave it out")
+    try:
+        name, config = checkpoint.load_config(folder)
+        sha256 = checkpoint.weights_sha256(folder)
+        own = checkpoint.load_own_codec(folder) if (folder / checkpoint.CODEC).is_file() else None
+    except CheckpointError as error:
+        raise SuiteError(f"{place}: {error}") from None
+    if name != entry.architecture:
+        raise SuiteError(
+            f"{place}: {folder} holds a {name}; make it a {entry.architecture} with "
+            f"`archbench convert {folder} --to {entry.architecture}`"
+        )
+    if own is not None and own.fingerprint != codec.fingerprint:
+        raise SuiteError(f"{place}: {folder} was trained with codec {own.name}, the cell has {codec.name}")
+    return parse(architecture.config, {**dataclasses.asdict(config), **entry.model}, f"{where}.model"), sha256
 
 
 def _only(cells: list[Cell], only: Sequence[str]) -> list[Cell]:

@@ -49,13 +49,15 @@ class Suite:
 @dataclass(frozen=True, kw_only=True)
 class CellEntry:
     """One entry of `cells`. What is left out comes from the suite. `model` holds keys of the architecture's config;
-    `metrics` restricts which of the suite's metrics are measured."""
+    `metrics` restricts which of the suite's metrics are measured; `start_from` is a checkpoint's folder, whose config
+    and weights the training goes on from."""
 
     architecture: str
     label: str | None = None
     size: str | None = None
     corpus: str | None = None
     codec: str | None = None
+    start_from: str | None = None
     model: dict[str, Any] = field(default_factory=dict)
     training: dict[str, Any] = field(default_factory=dict)
     metrics: list[str] | None = None

@@ -21,14 +21,14 @@ from torch import Tensor, nn
 from archbench.cell import Precision, Training
 from archbench.checkpoint import PARTIAL, load_tensors, load_weights, save_tensors
 from archbench.data.windows import Windows
-from archbench.errors import CheckpointError, ConfigError, TrainingError
+from archbench.errors import ArchbenchError, CheckpointError, ConfigError, TrainingError
 from archbench.history import History, Point
 from archbench.model import Batch, Loss, Phase, SequenceModel, parameters_of
 from archbench.ops import backends
 from archbench.roofline import matmul_peak
 
 POINTS = 200
-"""Points of the log over a whole training; partial checkpoints are written at points only."""
+"""Points of the log over a whole training."""
 
 BF16_GAIN = 1.1
 """bf16 autocast must be this much faster than fp32 in the probe to be chosen."""
@@ -74,6 +74,10 @@ class _Mean:
         return value
 
 
+class Stopped(ArchbenchError):
+    """Training was asked to stop; what was reached is in the partial checkpoint."""
+
+
 def train(
     model: SequenceModel,
     windows: Windows,
@@ -84,17 +88,20 @@ def train(
     folder: Path,
     notify: Callable[[Progress], None] = lambda _progress: None,
     save_every_s: float = 10.0,
+    stop: Callable[[], bool] = lambda: False,
 ) -> History:
     """Trains `model` in place until its budget is spent and returns the log.
 
     `lookahead` is the model's trait: windows are that many tokens longer than the context. `folder` receives partial
-    checkpoints, at most one each `save_every_s` seconds of training; a partial checkpoint found there is continued.
+    checkpoints, one each `save_every_s` seconds of training; a partial checkpoint found there is continued. Once `stop`
+    says so, a last one is written and training ends.
 
     Raises:
+        Stopped: `stop` said so.
         TrainingError: the loss or a gradient is not finite; the message names phase and step.
         CheckpointError: the partial checkpoint is damaged.
     """
-    return _Trainer(model, windows, training, lookahead, seed, folder, notify, save_every_s).run()
+    return _Trainer(model, windows, training, lookahead, seed, folder, notify, save_every_s, stop).run()
 
 
 class _Trainer:
@@ -108,10 +115,12 @@ class _Trainer:
         folder: Path,
         notify: Callable[[Progress], None],
         save_every_s: float,
+        stop: Callable[[], bool],
     ) -> None:
         self.model, self.windows, self.training = model, windows, training
         self.lookahead, self.seed = lookahead, seed
-        self.folder, self.notify, self.save_every_s = folder, notify, save_every_s
+        self.folder, self.notify, self.save_every_s, self.stop = folder, notify, save_every_s, stop
+        self.mean = _Mean()
         self.phases = model.phases()
         _check_phases(self.phases)
         self.flops_per_step = model.flops().training(training.context) * training.batch
@@ -144,27 +153,29 @@ class _Trainer:
         trained_ids = {id(p) for p in trained}
         for parameter in self.model.parameters():
             parameter.requires_grad_(id(parameter) in trained_ids)
-        mean = _Mean()
         clock = _Clock(self.totals)
         next_point = self._point_after(self._spent())
         while (spent := self._spent()) < begin + phase.share - 1e-12:
             progress = (spent - begin) / phase.share
             rate = self.training.learning_rate * schedule(progress, self.training.warmup, self.training.final)
             loss = self._step(phase, optimizer, trained, progress, rate)
-            value = mean.add(loss)
+            value = self.mean.add(loss)
             if not math.isfinite(value):
                 raise TrainingError(
                     f"phase {phase.name}, step {self.totals.step}: the loss is {value}; lower training.learning_rate"
                 )
             clock.tick()
             spent = self._spent()
-            if spent >= next_point or spent >= begin + phase.share - 1e-12:
+            ended = spent >= begin + phase.share - 1e-12
+            if spent >= next_point or ended:
                 next_point = self._point_after(spent)
-                self._log(phase, mean, rate, spent)
-                mean = _Mean()
-                if spent < 1:
-                    self._save(optimizer)
-                clock.tick()
+                self._log(phase, rate, spent)
+            stopped = self.stop()
+            if spent < 1 and (stopped or ended or self.totals.seconds - self.saved_at >= self.save_every_s):
+                self._save(optimizer)
+            clock.tick()
+            if stopped:
+                raise Stopped(f"stopped after step {self.totals.step}; the same command goes on from here")
 
     def _step(
         self,
@@ -203,7 +214,8 @@ class _Trainer:
     def _point_after(self, spent: float) -> float:
         return (math.floor(spent * POINTS + 1e-9) + 1) / POINTS
 
-    def _log(self, phase: Phase, mean: _Mean, rate: float, spent: float) -> None:
+    def _log(self, phase: Phase, rate: float, spent: float) -> None:
+        mean, self.mean = self.mean, _Mean()
         parts = {name: total / mean.n for name, total in mean.parts.items()}
         point = Point(phase=phase.name, loss=mean.loss / mean.n, learning_rate=rate, parts=parts, **asdict(self.totals))
         self.history.points.append(point)
@@ -230,15 +242,14 @@ class _Trainer:
         return {id(parameter): name for name, parameter in self.model.named_parameters()}
 
     def _save(self, optimizer: torch.optim.Optimizer | None) -> None:
-        if self.totals.seconds - self.saved_at < self.save_every_s:
-            return
         self.saved_at = self.totals.seconds
         tensors = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
         names = self._names()
         for parameter, state in optimizer.state.items() if optimizer is not None else ():
             for key, value in state.items():
                 tensors[f"optimizer.{key}.{names[id(parameter)]}"] = value
-        facts = {"totals": asdict(self.totals), "phase": self.phase_index, "history": self.history.to_json()}
+        facts = {"totals": asdict(self.totals), "phase": self.phase_index, "mean": asdict(self.mean)}
+        facts["history"] = self.history.to_json()
         save_tensors(self.folder / PARTIAL, tensors, facts)
 
     def _resume(self) -> dict[str, Tensor] | None:
@@ -252,6 +263,7 @@ class _Trainer:
         try:
             self.totals = Totals(**facts["totals"])
             self.phase_index = facts["phase"]
+            self.mean = _Mean(**facts["mean"])
             self.history = History.from_json(facts["history"], path)
         except (KeyError, TypeError) as error:
             raise CheckpointError(f"{path}: no training position in it ({error}); delete it and run again") from None

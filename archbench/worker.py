@@ -31,13 +31,17 @@ from archbench.data.windows import Windows, tokenize
 from archbench.environment import describe
 from archbench.errors import ArchbenchError, CheckpointError
 from archbench.metric import Measurement, Subject
+from archbench.model import SequenceModel
 from archbench.ops import backends
 from archbench.parse import parse
 from archbench.plan import corpus_of
 from archbench.timing import interleave
-from archbench.train import Progress, train
+from archbench.train import Progress, Stopped, train
 
 Emit = Callable[[dict[str, Any]], None]
+
+_stop = threading.Event()
+"""Set by SIGTERM: a training saves what it reached and ends."""
 
 
 def work(task: dict[str, Any], emit: Emit) -> None:
@@ -57,6 +61,8 @@ def _train_and_measure(task: dict[str, Any], emit: Emit) -> None:
     try:
         _train(cell, folder, task, emit)
         subject = _subject(cell, folder, task["device"])
+    except Stopped:
+        return
     except Exception as error:
         for job in jobs:
             emit({"event": "failed", "job": job["id"], "reason": _reason(error)})
@@ -86,7 +92,9 @@ def _train(cell: Cell, folder: Path, task: dict[str, Any], emit: Emit) -> None:
     codec = codec_from(cell.codec, corpus)
     stream = tokenize(corpus.train, codec, seed=cell.seed)
     windows = Windows(stream, cell.training.context, cell.training.batch, cell.seed)
-    model = architecture.build(cell.config, torch.Generator().manual_seed(cell.seed)).to(_device(task["device"]))
+    model = architecture.build(cell.config, torch.Generator().manual_seed(cell.seed))
+    _start(model, cell)
+    model.to(_device(task["device"]))
 
     def notify(progress: Progress) -> None:
         emit({"event": "progress", "cell": cell.address, **dataclasses.asdict(progress)})
@@ -100,6 +108,7 @@ def _train(cell: Cell, folder: Path, task: dict[str, Any], emit: Emit) -> None:
         folder=folder,
         notify=notify,
         save_every_s=task["save_every_s"],
+        stop=_stop.is_set,
     )
     checkpoint.save(
         folder,
@@ -111,6 +120,21 @@ def _train(cell: Cell, folder: Path, task: dict[str, Any], emit: Emit) -> None:
         history=history,
     )
     emit({"event": "trained", "cell": cell.address})
+
+
+def _start(model: SequenceModel, cell: Cell) -> None:
+    """First weights are those of the checkpoint that the cell starts from, if it does."""
+    if cell.start_from is None:
+        return
+    folder = Path(cell.start_from)
+    found = checkpoint.weights_sha256(folder)
+    if found != cell.start_sha256:
+        raise CheckpointError(
+            f"{folder}: has changed since the run was planned ({found[:12]} instead of {(cell.start_sha256 or '')[:12]}"
+            "); run the suite again"
+        )
+    tensors, _ = checkpoint.load_tensors(folder / checkpoint.WEIGHTS)
+    checkpoint.load_weights(model, tensors, folder / checkpoint.WEIGHTS)
 
 
 def _time_together(task: dict[str, Any], emit: Emit) -> None:
@@ -196,6 +220,7 @@ def _reason(error: Exception) -> str:
 def main() -> None:
     """The process's entry: task in, events out."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what an interrupt means
+    signal.signal(signal.SIGTERM, lambda *_: _stop.set())
     out = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # stray prints must not mix with events
     lock = threading.Lock()

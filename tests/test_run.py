@@ -238,3 +238,19 @@ def test_ray_gives_the_same_records(suite, tmp_path):
     assert done.returncode == 0, done.stdout + done.stderr
     inline, _ = go(suite, tmp_path / "inline")
     assert numbers(newest(tmp_path / "ray")) == numbers(inline.path)
+
+
+def test_an_interrupt_saves_what_training_reached(suite, tmp_path):
+    out = tmp_path / "out"
+    command = [sys.executable, "-m", "archbench.cli", "run", str(suite), "--no-report", "--only", "transformer"]
+    long = ["--set", "training.budget.bytes=5e7", "--save-every", "3600", "--out", str(out)]
+    process = subprocess.Popen([*command, *long], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 60
+    while not list(out.glob("logs/*.log")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    time.sleep(6)  # the worker starts, then trains
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert errors == "archbench: interrupted; the same command goes on from here\n"
+    assert list(out.glob("checkpoints/*/partial.safetensors"))

@@ -15,6 +15,9 @@ from pathlib import Path
 
 from archbench.executors import Event, Handle, Task
 
+GRACE_S = 5.0
+"""How long an interrupted training may take to save what it reached."""
+
 
 def run(tasks: Sequence[Task], handle: Handle, n_workers: int) -> None:
     """Runs every task in a process of its own; on an exception here (Ctrl-C too) all processes are ended.
@@ -37,6 +40,8 @@ def run(tasks: Sequence[Task], handle: Handle, n_workers: int) -> None:
             else:
                 handle(index, event)
     finally:
+        for process in running.values():
+            process.ask_to_end()
         for process in running.values():
             process.end()
 
@@ -92,6 +97,13 @@ class _Process:
         lines = self.log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
         return f"the process ended with code {code}: {lines[-1] if lines else 'no message'}; see {self.log}"
 
+    def ask_to_end(self) -> None:
+        """A training saves what it reached; what else runs is cut short by `end`."""
+        self.process.terminate()
+
     def end(self) -> None:
-        self.process.kill()
-        self.process.wait()
+        try:
+            self.process.wait(timeout=GRACE_S)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()

@@ -19,7 +19,7 @@ from collections.abc import Callable
 import torch
 
 from archbench.errors import BackendError, suggestion
-from archbench.ops import attention_cuda, native, scan_cuda
+from archbench.ops import attention_cuda, native, scan_cuda, ssd_cuda
 
 LEVELS = ("reference", "lean", "native", "cuda")
 VARIABLE = "ARCHBENCH_BACKEND"
@@ -45,6 +45,11 @@ _PROBES: dict[str, dict[str, Callable[[], str]]] = {
         "lean": _always,
         "native": native.reason,
         "cuda": scan_cuda.conv_reason,
+    },
+    "ssd": {
+        "reference": _always,
+        "lean": _always,
+        "cuda": ssd_cuda.reason,
     },
     "attention": {
         "reference": _always,

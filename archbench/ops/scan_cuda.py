@@ -234,7 +234,7 @@ def _gradients(
     """Gradients of `function(*inputs)` for the output gradient gy; zero where it does not depend on an input."""
     if gy is None or gy.numel() == 0:
         return tuple(None if tensor is None else torch.zeros_like(tensor) for tensor in inputs)
-    with _autograd_on():
+    with autograd_on():
         leaves = [None if tensor is None else tensor.detach().requires_grad_() for tensor in inputs]
         present = [leaf for leaf in leaves if leaf is not None]
         found = iter(torch.autograd.grad(function(*leaves), present, gy, allow_unused=True, materialize_grads=True))
@@ -243,7 +243,7 @@ def _gradients(
 
 
 @contextmanager
-def _autograd_on() -> Iterator[None]:
+def autograd_on() -> Iterator[None]:
     """Record gradients inside a custom operator, where the dispatcher has switched autograd off.
 
     Only autograd's own keys are let in again (autocast stays as it is), and in this thread: a second thread would wait

@@ -1,0 +1,99 @@
+"""The loss of several heads with the memory of one head's logits.
+
+    L_n = sum_i w_i mean_t CE(logits_i[t], x_{t+i})
+
+Written as a sum, autograd holds the logits of all heads (n V a position) until its backward pass. Head by head, each
+loss is differentiated at once, with respect to the stream that the head reads and the parameters it uses, and its
+logits are freed before the next head's are made; the gradients wait in one autograd node, whose backward pass hands
+them out. Peak memory: O(V + d) a position instead of O(n V + d). The work is the same.
+
+Source: Gloeckle et al. 2024, section 2 and figure 2.
+
+Letters: b batch, t positions, d width, v vocabulary, n heads.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+IGNORED = -100
+"""A target that no head learns from."""
+
+
+class Head(NamedTuple):
+    """A head's part of the loss: which stream it reads, how that becomes logits, what it must say and its weight."""
+
+    stream: int
+    logits: Callable[[Float[Tensor, "b t d"]], Float[Tensor, "b t v"]]
+    targets: Int[Tensor, "b t"]
+    weight: float
+
+    def loss(self, stream: Float[Tensor, "b t d"]) -> Float[Tensor, ""]:
+        """Mean cross-entropy in nats, unweighted."""
+        logits = self.logits(stream).flatten(0, 1)
+        wide = logits if logits.dtype == torch.float64 else logits.float()
+        return F.cross_entropy(wide, self.targets.flatten(), ignore_index=IGNORED)
+
+
+def weighted_sum(
+    heads: Sequence[Head], streams: Sequence[Float[Tensor, "b t d"]], parameters: Sequence[nn.Parameter], *, naive: bool
+) -> tuple[Float[Tensor, ""], Float[Tensor, " n"]]:
+    """The loss, and that of each head (detached, unweighted). `parameters` are all that the heads' `logits` use."""
+    if naive or not torch.is_grad_enabled():
+        losses = torch.stack([head.loss(streams[head.stream]) for head in heads])
+        weights = losses.new_tensor([head.weight for head in heads])
+        return weights @ losses, losses.detach()
+    return _HeadByHead.apply(heads, len(streams), *streams, *parameters)
+
+
+class _HeadByHead(torch.autograd.Function):
+    """Inputs: heads, number of streams, streams, parameters. Outputs: the weighted sum and, without gradient, the
+    heads' losses."""
+
+    @staticmethod
+    def forward(ctx: Any, heads: Sequence[Head], n_streams: int, *inputs: Tensor) -> tuple[Tensor, Tensor]:
+        needed = ctx.needs_input_grad[2:]
+        leaves = [
+            x.detach().requires_grad_(need) for x, need in zip(inputs[:n_streams], needed[:n_streams], strict=True)
+        ]
+        sources = [*leaves, *inputs[n_streams:]]
+        wanted = [i for i, need in enumerate(needed) if need]
+        gradients: list[Tensor | None] = [None] * len(inputs)
+        losses = []
+        for head in heads:
+            with torch.enable_grad():
+                loss = head.loss(leaves[head.stream])
+            with _without_autocast(loss.device):
+                weight = torch.full_like(loss, head.weight)
+                found = torch.autograd.grad(loss, [sources[i] for i in wanted], weight, allow_unused=True)
+            for i, gradient in zip(wanted, found, strict=True):
+                before = gradients[i]
+                if gradient is not None:
+                    gradients[i] = gradient if before is None else before.add_(gradient)
+            losses.append(loss.detach())
+            del loss, found
+        ctx.gradients = gradients
+        each = torch.stack(losses)
+        ctx.mark_non_differentiable(each)
+        return each.new_tensor([head.weight for head in heads]) @ each, each
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor, _of_losses: Tensor) -> tuple[Tensor | None, ...]:
+        scaled = (None if gradient is None else gradient * grad for gradient in ctx.gradients)
+        return None, None, *scaled
+
+
+def _without_autocast(device: torch.device) -> contextlib.AbstractContextManager[Any]:
+    """Autocast is for forward passes; a backward pass repeats the types it finds."""
+    if torch.amp.autocast_mode.is_autocast_available(device.type):
+        return torch.autocast(device.type, enabled=False)
+    return contextlib.nullcontext()
