@@ -154,20 +154,36 @@ def generate(
     size: Annotated[str | None, typer.Option(help="Size of the cell, if there are several.")] = None,
     seed: Annotated[int | None, typer.Option(help="Training seed of the cell, if there are several.")] = None,
     tokens: Annotated[int, typer.Option(min=1, help="Most tokens to write.")] = 200,
-    temperature: Annotated[float, typer.Option(min=0, help="0 is greedy.")] = 0.8,
+    temperature: Annotated[
+        float | None, typer.Option(min=0, help="0 is greedy. [default: 0.8, with a drafter 0]", show_default=False)
+    ] = None,
     top_k: Annotated[int | None, typer.Option(min=1)] = None,
     top_p: Annotated[float | None, typer.Option(min=0, max=1)] = None,
     stop: Annotated[list[str] | None, typer.Option(help="Stop at this text. Repeatable.")] = None,
     draw_seed: Annotated[int, typer.Option(help="Seed of the draws.")] = 0,
+    drafter: Annotated[
+        str | None, typer.Option(help="Cell of the run, or checkpoint, that drafts for a byte model; greedy only.")
+    ] = None,
+    rank: Annotated[
+        int, typer.Option(min=1, help="Accept drafted bytes down to this rank; 1 is exact, more changes the text.")
+    ] = 1,
 ) -> None:
     """Print text from a trained cell."""
     from archbench import writing
+    from archbench.errors import ConfigError
     from archbench.sampling import Sampling
 
     folder = writing.find_checkpoint(run, architecture, size, seed)
+    drafting = None
+    if drafter is not None:
+        drafting = writing.Drafting(folder=writing.find_drafter(run, drafter), rank=rank)
+    elif rank != 1:
+        raise ConfigError(f"--rank {rank}: needs --drafter")
+    if temperature is None:
+        temperature = 0.8 if drafting is None else 0.0
     sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p)
     sys.stdout.write(prompt)
-    for piece in writing.write(folder, prompt, tokens, sampling, draw_seed, stop or []):
+    for piece in writing.write(folder, prompt, tokens, sampling, draw_seed, stop or [], drafting):
         sys.stdout.write(piece)
         sys.stdout.flush()
     sys.stdout.write("\n")

@@ -10,19 +10,34 @@ from __future__ import annotations
 
 import codecs
 from collections.abc import Callable, Collection, Iterator, Sequence
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
 from jaxtyping import Int
 from torch import Generator, Tensor
 
-from archbench.model import BOUNDARY, SequenceModel
+from archbench.model import BOUNDARY, Emission
 from archbench.sampling import Sampling
 from archbench.state import State, select_rows
 
 
+@runtime_checkable
+class Writer(Protocol):
+    """What writing needs of a model: its two verbs. Every `SequenceModel` is one; so is a model with a drafter."""
+
+    @property
+    def device(self) -> torch.device: ...
+
+    def initial_state(self, batch_size: int) -> State: ...
+
+    def prefill(self, tokens: Int[Tensor, "b t"], state: State) -> State: ...
+
+    def decode_step(self, state: State, sampling: Sampling, generator: Generator | None) -> Emission: ...
+
+
 def generate(
-    model: SequenceModel,
+    model: Writer,
     tokens: Int[Tensor, "b t"],
     n_new: int,
     sampling: Sampling,
@@ -40,7 +55,7 @@ def generate(
 
 @torch.no_grad()
 def continue_from(
-    model: SequenceModel,
+    model: Writer,
     state: State,
     batch_size: int,
     n_new: int,
@@ -73,7 +88,7 @@ def aligned(tokens: Int[Tensor, "b t"], stride: int) -> Int[Tensor, "b T"]:
 
 
 def stream(
-    model: SequenceModel,
+    model: Writer,
     tokens: Int[Tensor, "1 t"],
     n_new: int,
     sampling: Sampling,

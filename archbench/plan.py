@@ -170,7 +170,7 @@ def _start(entry: CellEntry, folder: Path, codec: Codec, where: str) -> tuple[An
         raise SuiteError(f"{place}: {error}") from None
     if name != entry.architecture:
         raise SuiteError(
-            f"{place}: {folder} holds a {name}; make it a {entry.architecture} with "
+            f"{place}: {folder} holds a model of {name}; convert it first: "
             f"`archbench convert {folder} --to {entry.architecture}`"
         )
     if own is not None and own.fingerprint != codec.fingerprint:

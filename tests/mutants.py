@@ -30,6 +30,7 @@ from archbench.model import (
     Loss,
     ParameterGroup,
     Phase,
+    Reconstruction,
     SequenceModel,
     Traits,
     decay_groups,
@@ -140,6 +141,29 @@ class PairsMixRows(Pairs):
     def read_pair(self, pair, state):
         read = super().read_pair(pair, state)
         return read + 0.5 * read.flip(0)
+
+
+class PairsHaveACode(Pairs, Reconstruction):
+    """Healthy where it is declared: a pair's code is the state after reading it alone."""
+
+    def posterior(self, tokens):
+        pairs = tokens.view(-1, 2)
+        mean = self.read_pair(pairs, self.initial_state(len(pairs))).view(len(tokens), -1, self.width)
+        return mean, torch.full_like(mean, 0.1)
+
+    def reconstruct(self, latent):
+        return torch.stack([head(latent) for head in self.heads], dim=2).flatten(1, 2)
+
+
+class PairsCodeEachToken(PairsHaveACode):
+    def posterior(self, tokens):
+        mean, sigma = super().posterior(tokens)
+        return mean.repeat_interleave(2, dim=1), sigma.repeat_interleave(2, dim=1)
+
+
+class PairsReconstructOne(PairsHaveACode):
+    def reconstruct(self, latent):
+        return super().reconstruct(latent)[:, ::2]
 
 
 @contextmanager

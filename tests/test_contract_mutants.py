@@ -54,6 +54,7 @@ def planted(build: type, caught_by: str, raises: str = "") -> Mutant:
 
 UNLIMITED, TOO_HIGH = Traits(likelihood=True), Traits(likelihood=True, context_limit=48)
 TWO_AHEAD = Traits(likelihood=True, lookahead=2)
+CODED_PAIRS = replace(PAIRS.traits(None), reconstruction=True)
 OVERFLOW = "ContextOverflow"
 
 MUTANTS = [
@@ -102,6 +103,10 @@ MUTANTS = [
     planted(mutants.PairsMixRows, "rows_are_independent"),
     planted(mutants.PairsMixRows, "batch_equals_single"),
     Mutant("says it has no likelihood", "likelihood_is_declared", traits=Traits(likelihood=False)),
+    Mutant("says it reconstructs", "reconstruction_is_declared", traits=Traits(likelihood=True, reconstruction=True)),
+    Mutant("hides its code", "reconstruction_is_declared", build=mutants.PairsHaveACode),
+    Mutant("codes each token", "reconstruction_is_declared", build=mutants.PairsCodeEachToken, traits=CODED_PAIRS),
+    Mutant("writes pairs as one", "reconstruction_is_declared", build=mutants.PairsReconstructOne, traits=CODED_PAIRS),
     Mutant("says it writes pairs", "steps_write_strides", traits=Traits(likelihood=True, stride=2)),
     Mutant("says its cache is constant", "state_size_is_declared", traits=Traits(likelihood=True, constant_state=True)),
     Mutant("hides a constant state", "state_size_is_declared", build=Ngram, traits=Traits(likelihood=True)),
@@ -139,6 +144,12 @@ def test_every_promise_has_a_mutant() -> None:
 )
 def test_healthy_models_break_no_promise(architecture: Architecture, config: Any) -> None:
     assert [finding for finding in check(architecture, config) if finding.verdict == "broken"] == []
+
+
+def test_a_healthy_code_keeps_its_promise() -> None:
+    coded = replace(PAIRS, build=mutants.PairsHaveACode, traits=lambda _config: CODED_PAIRS)
+    finding = next(found for found in check(coded) if found.name == "reconstruction_is_declared")
+    assert finding.verdict == "holds", finding.detail
 
 
 def test_without_likelihood_some_promises_do_not_apply_and_say_why() -> None:

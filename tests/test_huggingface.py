@@ -461,7 +461,7 @@ def test_mamba_options_that_are_not_computed_are_refused_by_name(tmp_path, chang
     "changes,named",
     [
         ({"rms_norm": False}, "rms_norm: False"),
-        ({"ssm_cfg": {"layer": "Mamba2"}}, "layer: 'Mamba2' is not supported; allowed: 'Mamba1'"),
+        ({"ssm_cfg": {"layer": "Mamba3"}}, "layer: 'Mamba3' is not supported; allowed: 'Mamba1'"),
         ({"attn_layer_idx": [1]}, "attn_layer_idx"),
         ({"d_intermediate": 64}, "d_intermediate: 64"),
     ],

@@ -115,7 +115,7 @@ def test_every_promise_holds_across_segments(promise: Any, options: dict[str, An
 
 
 @torch.no_grad()
-def test_I01_the_memory_has_the_size_of_the_formula_however_much_was_read(config: InfiniConfig) -> None:
+def test_i01_the_memory_has_the_size_of_the_formula_however_much_was_read(config: InfiniConfig) -> None:
     model, sizes = built(config), set()
     for n_segments in (1, 10, 100):
         _, layers = model.hidden(text(2, n_segments * config.segment), model.initial_layers(2))
@@ -134,7 +134,7 @@ def test_the_whole_state_is_two_memories_and_one_segment(config: InfiniConfig, n
     assert state_bytes(state) == 3 * (4 * numbers + 8)  # and the pending token
 
 
-def test_A1_the_papers_memory_is_1_585_152_numbers() -> None:
+def test_a1_the_papers_memory_is_1_585_152_numbers() -> None:
     config = InfiniConfig(**ARCHITECTURE.published["pg19"])
     layers = on_meta(ARCHITECTURE, config).initial_layers(1)  # type: ignore[attr-defined]
     assert sum(layer.memory.numel() for layer in layers) == config.memory_numbers == 1_585_152
@@ -143,7 +143,7 @@ def test_A1_the_papers_memory_is_1_585_152_numbers() -> None:
 
 @torch.no_grad()
 @pytest.mark.parametrize("gate", [-math.inf, -1e4])
-def test_I02_with_closed_gates_it_is_the_local_model(config: InfiniConfig, gate: float) -> None:
+def test_i02_with_closed_gates_it_is_the_local_model(config: InfiniConfig, gate: float) -> None:
     model = with_gates(built(config), gate)
     control = Local(LocalConfig(**carried_over(config, LocalConfig)))
     control.load_state_dict({name: w for name, w in model.state_dict().items() if not name.endswith("gate")})
@@ -153,7 +153,7 @@ def test_I02_with_closed_gates_it_is_the_local_model(config: InfiniConfig, gate:
 
 @torch.no_grad()
 @pytest.mark.parametrize("cut", [[1] * 23, [3, 1, 7, 12], [5, 18], [22, 1], [10, 13], [6, 6, 6, 5]])
-def test_I03_any_partition_of_the_text_gives_the_same(config: InfiniConfig, cut: list[int]) -> None:
+def test_i03_any_partition_of_the_text_gives_the_same(config: InfiniConfig, cut: list[int]) -> None:
     """One layer in fp64 within 1e-10, and the model in fp32 (norms are fp32 in any case) within 1e-4."""
     model, tokens = built(config), text(2, 23)
     whole, layers, pieces = logits_of(model, tokens), model.initial_layers(2), []
@@ -197,7 +197,7 @@ def segments(seed: int = 0, s: int = 6) -> tuple[Tensor, Tensor, Tensor, Tensor]
 
 @pytest.mark.parametrize("n_finished", [0, 1])
 @pytest.mark.parametrize("s", [1, 2, 6])
-def test_I04_parallel_equals_the_loop_in_values_and_gradients(s: int, n_finished: int) -> None:
+def test_i04_parallel_equals_the_loop_in_values_and_gradients(s: int, n_finished: int) -> None:
     found = []
     for recall in (recall_in_parallel, recall_in_order):
         leaves = [x.requires_grad_() for x in segments(s=s)]
@@ -205,12 +205,13 @@ def test_I04_parallel_equals_the_loop_in_values_and_gradients(s: int, n_finished
         memory = memory * n_finished
         reads, after = recall(q, k, v, memory, n_finished=n_finished, eps=1e-6)
         ((reads * normal(*reads.shape, seed=3)).sum() + (after * normal(*after.shape, seed=4)).sum()).backward()
-        found.append([reads, after, *(leaf.grad for leaf in leaves)])
+        gradients = [torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for leaf in leaves]
+        found.append([reads, after, *gradients])
     for one, other in zip(*found, strict=True):
-        assert (one is None and other is None) or (one - other).abs().max() < 1e-10
+        assert (one - other).abs().max() < 1e-10
 
 
-def test_I04_the_model_takes_the_parallel_form_and_gets_the_loops_loss_and_gradients() -> None:
+def test_i04_the_model_takes_the_parallel_form_and_gets_the_loops_loss_and_gradients() -> None:
     found = []
     for bptt_segments in (None, 100):  # a horizon beyond the window changes nothing but the form
         model = built(replace(CONFIGS["linear"], bptt_segments=bptt_segments))
@@ -221,7 +222,7 @@ def test_I04_the_model_takes_the_parallel_form_and_gets_the_loops_loss_and_gradi
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
 
 
-def test_I05_the_linear_read_is_kernel_attention_over_all_earlier_tokens() -> None:
+def test_i05_the_linear_read_is_kernel_attention_over_all_earlier_tokens() -> None:
     q, k, v, _ = segments()
     reads, _ = recall_in_parallel(q, k, v, torch.zeros(2, 3, 5, 6, dtype=torch.float64), n_finished=0, eps=0.0)
     for s in range(1, 6):
@@ -233,7 +234,7 @@ def test_I05_the_linear_read_is_kernel_attention_over_all_earlier_tokens() -> No
 
 @torch.no_grad()
 @pytest.mark.parametrize("at", [4, 5, 9, 10, 12])
-def test_I06_a_token_changes_nothing_before_it_and_reaches_the_next_segments(config: InfiniConfig, at: int) -> None:
+def test_i06_a_token_changes_nothing_before_it_and_reaches_the_next_segments(config: InfiniConfig, at: int) -> None:
     model, tokens = built(config), text(1, 20)
     changed = tokens.clone()
     changed[:, at] = (changed[:, at] + 1) % 19
@@ -249,7 +250,7 @@ def test_I06_a_token_changes_nothing_before_it_and_reaches_the_next_segments(con
 
 @torch.no_grad()
 @pytest.mark.parametrize("update", ["linear", "delta"])
-def test_I07_in_the_first_segment_the_memory_is_silent(update: Any) -> None:
+def test_i07_in_the_first_segment_the_memory_is_silent(update: Any) -> None:
     """Whatever the tokens, A_mem = 0: the layer gives (1 - g) times the attention inside the segment, or all of it."""
     config = InfiniConfig(**{**SIZES, "n_layers": 1}, update=update)
     x = normal(2, 5, 16, dtype=torch.float32)
@@ -265,7 +266,7 @@ def test_I07_in_the_first_segment_the_memory_is_silent(update: Any) -> None:
     assert reads[:, 1:].all()
 
 
-def test_I08_the_memory_does_not_know_the_order_of_past_tokens() -> None:
+def test_i08_the_memory_does_not_know_the_order_of_past_tokens() -> None:
     q, k, v, _ = segments()
     order = torch.randperm(4 * 5, generator=Generator().manual_seed(0))
 
@@ -283,7 +284,7 @@ def test_I08_the_memory_does_not_know_the_order_of_past_tokens() -> None:
 
 @pytest.mark.parametrize("update", ["linear", "delta"])
 @pytest.mark.parametrize(("bptt_segments", "reaches"), [(None, 0), (100, 0), (1, 4), (2, 4), (3, 3), (4, 4)])
-def test_I09_gradients_reach_back_to_the_horizon(update: Any, bptt_segments: int | None, reaches: int) -> None:
+def test_i09_gradients_reach_back_to_the_horizon(update: Any, bptt_segments: int | None, reaches: int) -> None:
     """Gradient of the fifth segment's output towards the inputs of each segment: none before number `reaches`."""
     config = InfiniConfig(**SIZES, update=update, bptt_segments=bptt_segments)
     layer, x = built(config).layers()[0], normal(1, 27, 16, dtype=torch.float32).requires_grad_()
@@ -293,7 +294,7 @@ def test_I09_gradients_reach_back_to_the_horizon(update: Any, bptt_segments: int
     assert reached == [s >= reaches for s in range(5)] + [False]
 
 
-def test_I09_the_horizon_of_a_window_holds_for_its_unfinished_segment() -> None:
+def test_i09_the_horizon_of_a_window_holds_for_its_unfinished_segment() -> None:
     for bptt_segments, reached in ((None, True), (2, False), (4, True)):
         config = InfiniConfig(**SIZES, bptt_segments=bptt_segments)
         layer, x = built(config).layers()[0], normal(1, 13, 16, dtype=torch.float32).requires_grad_()
@@ -302,7 +303,7 @@ def test_I09_the_horizon_of_a_window_holds_for_its_unfinished_segment() -> None:
         assert bool(x.grad[:, :10].any()) == reached
 
 
-def test_I10_delta_is_linear_on_the_first_segment_and_keeps_what_it_holds() -> None:
+def test_i10_delta_is_linear_on_the_first_segment_and_keeps_what_it_holds() -> None:
     q, k, v, memory = segments()
     empty = torch.zeros_like(memory)
     for _ in range(2):
@@ -328,14 +329,14 @@ def repeated_reads(update: Any, values: list[Tensor]) -> list[Tensor]:
     return found
 
 
-def test_I11_a_repeated_pair_is_read_as_itself_by_linear_and_half_by_delta() -> None:
+def test_i11_a_repeated_pair_is_read_as_itself_by_linear_and_half_by_delta() -> None:
     value = normal(5, seed=3)
     for update, shares in (("linear", [1.0, 1.0, 1.0, 1.0]), ("delta", [1.0, 0.5, 0.5, 0.5])):
         for found, share in zip(repeated_reads(update, [value] * 4), shares, strict=True):
             assert (found - share * value).abs().max() < 1e-9
 
 
-def test_I12_delta_forgets_more_of_an_overwritten_value() -> None:
+def test_i12_delta_forgets_more_of_an_overwritten_value() -> None:
     old, new = torch.eye(5, dtype=torch.float64)[:2]
     shares = {update: repeated_reads(update, [old] * 20 + [new] * 20)[-1] for update in ("linear", "delta")}
     assert shares["linear"][:2].tolist() == pytest.approx([0.5, 0.5], abs=1e-3)
@@ -345,7 +346,7 @@ def test_I12_delta_forgets_more_of_an_overwritten_value() -> None:
 
 @torch.no_grad()
 @pytest.mark.parametrize("update", ["linear", "delta"])
-def test_I13_rotation_does_not_touch_the_memory(update: Any) -> None:
+def test_i13_rotation_does_not_touch_the_memory(update: Any) -> None:
     config = InfiniConfig(**SIZES, update=update)
     layer, x = built(config).layers()[0], normal(2, 17, 16, dtype=torch.float32)
     cos, sin = rotary_angles(0, 5, 4, 1e4, x.device)
@@ -361,7 +362,7 @@ def test_I13_rotation_does_not_touch_the_memory(update: Any) -> None:
 
 
 @torch.no_grad()
-def test_I14_what_lies_beyond_the_open_segments_tokens_never_matters(config: InfiniConfig) -> None:
+def test_i14_what_lies_beyond_the_open_segments_tokens_never_matters(config: InfiniConfig) -> None:
     """No rows are padded in this contract; the room left in the buffer is what could leak."""
     model = built(config)
     _, layers = model.hidden(text(2, 8), model.initial_layers(2))
@@ -375,14 +376,14 @@ def test_I14_what_lies_beyond_the_open_segments_tokens_never_matters(config: Inf
     assert all(torch.equal(a.memory, b.memory) for a, b in zip(after, spoiled_after, strict=True))
 
 
-def test_I14_an_empty_key_is_not_an_absent_one() -> None:
+def test_i14_an_empty_key_is_not_an_absent_one() -> None:
     """phi(0) = 1: a key of zeros counts in the norm, so padding must never be written."""
     assert contribution(features(torch.zeros(1, 1, 5)), torch.zeros(1, 1, 5), None, 0.0)[..., -1].tolist() == [
         [1.0] * 5
     ]
 
 
-def test_I15_sums_stay_fp32_under_autocast_and_exact_enough_after_8192_segments() -> None:
+def test_i15_sums_stay_fp32_under_autocast_and_exact_enough_after_8192_segments() -> None:
     model = built(CONFIGS["delta"])
     with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
         for cut in ([23], [1] * 23):
@@ -407,9 +408,22 @@ def test_I15_sums_stay_fp32_under_autocast_and_exact_enough_after_8192_segments(
     assert errors[torch.float32] < 1e-3 < 0.5 < errors[torch.bfloat16]
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("n", [10, 3])
+@torch.autocast("cpu", dtype=torch.bfloat16)
+def test_i15_products_with_the_memory_are_fp32_under_autocast(n: int) -> None:
+    """Of keys and values rounded to bf16, but themselves not rounded: two whole segments, or part of one."""
+    layer, x = built(CONFIGS["linear"]).layers()[0], normal(1, n, 16, dtype=torch.float32)
+    _, k, v = layer.rows(layer.stretches(x, 0)[0])
+    assert k.dtype == torch.bfloat16
+    exact = contribution(features(k).double(), v.double(), None, 0.0).sum(dim=0)
+    _, state = run_layer(CONFIGS["linear"], layer, x)
+    torch.testing.assert_close((state.memory + state.open)[0].double(), exact, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("scale", [1e-3, 1e3])
 @pytest.mark.parametrize("update", ["linear", "delta"])
-def test_I16_extreme_inputs_give_finite_outputs_and_gradients(update: Any, scale: float) -> None:
+def test_i16_extreme_inputs_give_finite_outputs_and_gradients(update: Any, scale: float) -> None:
     for layer in built(InfiniConfig(**SIZES, update=update)).layers():
         x = (scale * normal(2, 23, 16, dtype=torch.float32)).requires_grad_()
         out, _ = run_layer(InfiniConfig(**SIZES), layer, x)
@@ -424,14 +438,15 @@ def test_I16_extreme_inputs_give_finite_outputs_and_gradients(update: Any, scale
 def test_features_keep_small_values_that_elu_plus_one_loses() -> None:
     """A needle among a million tokens needs weights near 1e-6, of which elu(x) + 1 in fp32 keeps one digit."""
     x = torch.tensor([-16.0, -14.0, -1.0, 0.0, 2.0])
-    torch.testing.assert_close(features(x), torch.tensor([math.exp(-16), math.exp(-14), math.exp(-1), 1.0, 3.0]))
+    exact = torch.tensor([math.exp(-16), math.exp(-14), math.exp(-1), 1.0, 3.0])
+    torch.testing.assert_close(features(x), exact, rtol=1e-6, atol=0)
     torch.testing.assert_close(features(x), torch.nn.functional.elu(x) + 1, atol=1e-6, rtol=0)
     assert features(x.to(torch.bfloat16)).dtype == torch.float32
     assert torch.autograd.gradcheck(features, normal(7).requires_grad_())
 
 
 @pytest.mark.parametrize("size", ["nano", "micro", "mini", "small"])
-def test_I17_it_is_the_transformer_and_one_parameter_a_head_and_layer(size: str) -> None:
+def test_i17_it_is_the_transformer_and_one_parameter_a_head_and_layer(size: str) -> None:
     config = solve(ARCHITECTURE, 256, size).config
     sizes = {name: value for name, value in vars(config).items() if name in vars(transformer.candidates(256)[0])}
     plain = transformer.TransformerConfig(**sizes)
@@ -441,7 +456,7 @@ def test_I17_it_is_the_transformer_and_one_parameter_a_head_and_layer(size: str)
 
 
 @pytest.mark.parametrize("c", [1e-3, 1e3])
-def test_I18_linear_reads_do_not_depend_on_the_memorys_scale(c: float) -> None:
+def test_i18_linear_reads_do_not_depend_on_the_memorys_scale(c: float) -> None:
     q, _, _, memory = segments()
     base, scaled = read(q[:, 0], memory, 1e-6), read(q[:, 0], c * memory, 1e-6)
     assert (base - scaled).abs().max() < (1e-6 if c > 1 else 1e-3 * base.abs().max())
@@ -449,7 +464,7 @@ def test_I18_linear_reads_do_not_depend_on_the_memorys_scale(c: float) -> None:
 
 
 @torch.no_grad()
-def test_I19_a_fresh_state_is_a_reset(config: InfiniConfig) -> None:
+def test_i19_a_fresh_state_is_a_reset(config: InfiniConfig) -> None:
     """What was read before leaves no trace in a state asked for anew, nor do the rows beside."""
     model, tokens = built(config), text(3, 23)
     base = logits_of(model, tokens)
@@ -472,7 +487,7 @@ def random_configs(n: int) -> list[InfiniConfig]:
                 n_heads=heads,
                 n_kv_heads=chosen.choice([k for k in range(1, heads + 1) if heads % k == 0]),
                 d_ffn=chosen.randint(1, 20),
-                segment=chosen.choice([7, 16, 50, 64, 128]),
+                segment=chosen.choice([16, 50, 64, 128]),
                 update=chosen.choice(["linear", "delta"]),
                 bptt_segments=chosen.choice([None, 1, 2, 3]),
                 first_segment=chosen.choice(["strict", "bypass"]),
@@ -481,11 +496,18 @@ def random_configs(n: int) -> list[InfiniConfig]:
     return configs
 
 
-@pytest.mark.parametrize("config", random_configs(6), ids=str)
-@pytest.mark.parametrize("context", [128, 300, 2048])
-def test_flops_agree_three_ways(config: InfiniConfig, context: int) -> None:
-    for counts in count_three_ways(ARCHITECTURE, config, context, steps=2).values():
+@pytest.mark.parametrize("number", range(4))
+@pytest.mark.parametrize("context", [128, 200])
+def test_flops_agree_three_ways(number: int, context: int) -> None:
+    for counts in count_three_ways(ARCHITECTURE, random_configs(4)[number], context, steps=2).values():
         assert not counts.missing
+        assert counts.disagreement < 1e-9
+
+
+@pytest.mark.parametrize("update", ["linear", "delta"])
+def test_flops_agree_three_ways_on_a_long_context(update: Any) -> None:
+    config = InfiniConfig(vocab_size=16, d_model=16, n_layers=1, n_heads=2, update=update)
+    for counts in count_three_ways(ARCHITECTURE, config, 2048).values():
         assert counts.disagreement < 1e-9
 
 
@@ -522,26 +544,29 @@ def test_gates_learn_faster_and_do_not_decay() -> None:
     assert sum(len(group.parameters) for group in phase.groups) == len(list(model.parameters()))
 
 
-def test_gates_move_when_trained_on_what_only_the_memory_knows() -> None:
-    """Every text repeats one token of its own choice at the start of each segment; in between stands filler."""
+def test_gates_and_loss_move_when_trained_on_what_only_the_memory_knows() -> None:
+    """A text's key stands in its first segment; later ones hold a question, its answer and filler. A model without
+    memory must guess: 5 times among 14 in 24 predictions; one with it, once."""
     config = InfiniConfig(vocab_size=16, d_model=32, n_layers=1, n_heads=2, segment=4)
     model = Infini(config, Generator().manual_seed(0))
     (phase,) = model.phases()
     groups = [{"params": list(g.parameters), "lr": 4e-3 * g.lr_scale} for g in phase.groups]
     optimizer, generator = torch.optim.AdamW(groups, weight_decay=0.0), Generator().manual_seed(1)
     losses = []
-    for _ in range(120):
+    for _ in range(160):
+        key = torch.randint(1, 15, (16, 1), generator=generator)
         windows = torch.zeros(16, 25, dtype=torch.long)
-        windows[:, 4::4] = torch.randint(1, 16, (16, 1), generator=generator)
+        windows[:, 1:2] = key
+        windows[:, 8:21:4] = 15
+        windows[:, 9:22:4] = key
         loss = phase.loss(Batch(windows, 0.0, generator)).value
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         losses.append(loss.item())
-    # Each window has one token to guess among 15, and five that only the memory knows.
-    forgetful = 6 * math.log(15) / 24
-    assert losses[-1] < 0.5 * forgetful
-    assert (model.gates() - 0.5).abs().max() > 0.05
+    guessing = 5 * math.log(14) / 24
+    assert sum(losses[-5:]) / 5 < 0.6 * guessing
+    assert (model.gates() - 0.5).abs().max() > 0.1
 
 
 def test_a_training_step_in_bf16_is_close_to_fp32() -> None:

@@ -6,6 +6,7 @@ Numbers in test names are those of the list of invariants in the specification o
 from __future__ import annotations
 
 import itertools
+import resource
 
 import pytest
 import torch
@@ -25,10 +26,20 @@ GRADIENT_TOLERANCE = {**dict.fromkeys(NAMES, 2e-6), "A": 5e-5}
 LENGTHS = (0, 1, 2, 7, 31, 32, 33, 63, 64, 65, 200)
 
 
-@pytest.fixture(params=["reference", "lean"])
+@pytest.fixture(params=["reference", "lean", "native"])
 def level(request):
-    """Each level of the CPU; `cuda` has its own tests below."""
+    """Each level of the CPU, where it can run; `cuda` has its own tests below."""
+    found = backends.available("ssd")[request.param]
+    if found != "ok":
+        pytest.skip(f"{request.param}: {found}")
     return request.param
+
+
+@pytest.fixture
+def native():
+    found = backends.available("ssd")["native"]
+    if found != "ok":
+        pytest.skip(found)
 
 
 @pytest.fixture(params=[1, 3, 16, 64, 20])
@@ -121,6 +132,20 @@ def test_12_01_chunked_equals_reference_fp64(t, sizes):
     assert relative(found[1], wanted[1]) < 1e-12
 
 
+@pytest.mark.parametrize("t", LENGTHS)
+@pytest.mark.parametrize(
+    "sizes", [(4, 3, 2, 5), (3, 64, 1, 64), (6, 100, 2, 17), (1, 300, 1, 4), (2, 16, 1, 1)], ids=str
+)
+def test_12_02_native_equals_reference(native, t, sizes):
+    """Widths that fill no lane, one, and more than a job; groups of several jobs; state sizes around the unrolling."""
+    inputs = problem(2, t, *sizes, dtype=torch.float32)
+    wanted = ssd(**in_type(inputs, torch.float64), backend="reference")
+    found = ssd(**inputs, backend="native")
+    assert found[0].dtype == found[1].dtype == torch.float32
+    assert relative(found[0], wanted[0]) < 1e-6
+    assert relative(found[1], wanted[1]) < 1e-6
+
+
 def test_12_16_chunked_equals_recurrent_equals_quadratic_fp64(chunk):
     inputs = problem()
     wanted = quadratic(**inputs)
@@ -160,10 +185,11 @@ def test_groups_are_neighbouring_heads():
         assert relative(alone, y[:, :, heads]) < 1e-13
 
 
-def test_12_03_gradcheck_of_every_input_and_of_the_last_state(level, monkeypatch):
+@pytest.mark.parametrize("backend", ["reference", "lean"])
+def test_12_03_gradcheck_of_every_input_and_of_the_last_state(backend, monkeypatch):
     monkeypatch.setattr(ssd_chunked, "CHUNK", 4)
     leaves = [tensor.requires_grad_() for tensor in problem(2, 11, 4, 2, 2, 2).values()]
-    assert torch.autograd.gradcheck(lambda *given: ssd(*given, backend=level), leaves)
+    assert torch.autograd.gradcheck(lambda *given: ssd(*given, backend=backend), leaves)
 
 
 def test_12_03_reference_backward_equals_autograd_through_its_forward():
@@ -177,13 +203,14 @@ def test_12_03_reference_backward_equals_autograd_through_its_forward():
 
 
 @pytest.mark.parametrize("t", [1, 9, 33, 64, 200])
-@pytest.mark.parametrize("sizes", [(4, 3, 2, 5), (3, 64, 1, 64), (2, 20, 1, 17)], ids=str)
-def test_12_03_gradients_in_fp32_equal_the_fp64_reference(t, sizes):
+@pytest.mark.parametrize("sizes", [(4, 3, 2, 5), (3, 64, 1, 64), (2, 20, 1, 17), (6, 100, 2, 9)], ids=str)
+@pytest.mark.parametrize("backend", ["lean", "native"])
+def test_12_03_gradients_in_fp32_equal_the_fp64_reference(native, backend, t, sizes):
     inputs = problem(2, t, *sizes, dtype=torch.float32)
     other = problem(2, t, *sizes, dtype=torch.float32, seed=1)
     gy, gh = other["x"], other["h0"]
     wanted_out, wanted = with_gradients(in_type(inputs, torch.float64), "reference", gy.double(), gh.double())
-    found_out, found = with_gradients(inputs, "lean", gy, gh)
+    found_out, found = with_gradients(inputs, backend, gy, gh)
     for one, two in zip(found_out, wanted_out, strict=True):
         assert relative(one, two) < 1e-6
     for name in NAMES:
@@ -191,13 +218,13 @@ def test_12_03_gradients_in_fp32_equal_the_fp64_reference(t, sizes):
         assert relative(found[name], wanted[name]) < GRADIENT_TOLERANCE[name], name
 
 
-def test_gradients_stay_accurate_where_decays_are_strong():
+def test_gradients_stay_accurate_where_decays_are_strong(level):
     """At A = -16 and steps of 0.3 or more hardly anything is remembered, and the gradient of A is a small remainder."""
     inputs = problem(2, 64, 2, 8, 1, 8, dtype=torch.float32)
     inputs["A"] = torch.tensor([-16.0, -8.0])
     gy, gh = torch.ones_like(inputs["x"]), torch.ones_like(inputs["h0"])
     _, wanted = with_gradients(in_type(inputs, torch.float64), "reference", gy, gh)
-    _, found = with_gradients(inputs, "lean", gy, gh)
+    _, found = with_gradients(inputs, level, gy, gh)
     for name in NAMES:
         assert relative(found[name], wanted[name]) < GRADIENT_TOLERANCE[name], name
 
@@ -266,6 +293,8 @@ def test_12_09_rows_are_independent(level):
     for row in range(3):
         alone = ssd(**part(inputs, rows=slice(row, row + 1)), backend=level)
         for found, wanted in zip(alone, together, strict=True):
+            if level == "native":
+                assert torch.equal(found[0], wanted[row])
             assert relative(found[0], wanted[row]) < 1e-6
 
 
@@ -277,7 +306,7 @@ def test_12_17_padding_with_a_zero_step_keeps_the_state(level):
     y_padded, h_padded = ssd(**{**inputs, **padded}, backend=level)
     assert relative(h_padded, h) < 1e-6
     assert relative(y_padded[:, :20], y) < 1e-6
-    if level == "reference":
+    if level != "lean":
         assert torch.equal(h, h_padded)
 
 
@@ -338,6 +367,33 @@ def test_12_20_the_same_bits_twice(level):
         outputs, gradients = with_gradients(inputs, level, gy, gh)
         runs.append([*outputs, *gradients.values()])
     assert all(torch.equal(one, two) for one, two in zip(*runs, strict=True))
+
+
+def test_12_20_the_same_bits_for_any_number_of_threads(native):
+    inputs = problem(b=3, t=70, h=12, p=48, g=2, n=16, dtype=torch.float32)
+    gy, gh = torch.ones_like(inputs["x"]), torch.ones_like(inputs["h0"])
+    results = []
+    for n_threads in (1, 2, 3):
+        torch.set_num_threads(n_threads)
+        try:
+            outputs, gradients = with_gradients(inputs, "native", gy, gh)
+        finally:
+            torch.set_num_threads(1)
+        results.append([*outputs, *gradients.values()])
+    for other in results[1:]:
+        assert all(torch.equal(found, wanted) for found, wanted in zip(other, results[0], strict=True))
+
+
+def test_12_22_native_never_holds_all_states(native):
+    b, t, h, p, n = 1, 8192, 8, 64, 64  # all states: 1 GiB
+    draw = torch.Generator().manual_seed(0)
+    x, B = torch.randn(b, t, h, p, generator=draw), torch.randn(b, t, 1, n, generator=draw)
+    leaf = x.clone().requires_grad_()
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    y, _ = ssd(leaf, torch.ones(b, t, h), -torch.ones(h), B, B, backend="native")
+    y.backward(x)
+    grown_mib = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+    assert grown_mib < 250  # outputs, gradients and the states at chunk starts
 
 
 def test_views_into_a_wider_projection_are_taken_as_they_lie(level):
@@ -515,7 +571,7 @@ def test_the_cuda_level_on_cpu_with_a_stand_in_kernel(monkeypatch, missing, t):
 def test_the_cuda_level_says_why_it_is_not_there():
     if torch.cuda.is_available():
         pytest.skip("there is a CUDA device")
-    assert backends.available("ssd") == {"reference": "ok", "lean": "ok", "cuda": "no CUDA device"}
+    assert backends.available("ssd")["cuda"] == "no CUDA device"
 
 
 @pytest.mark.gpu

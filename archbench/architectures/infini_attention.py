@@ -56,8 +56,8 @@ from archbench.segments import (
 
 Update = Literal["linear", "delta"]
 
-CONVERTED_GATE = -6.0
-"""Where gates of a converted model start: g = 0.0025 hardly disturbs what it had learned, and still lets a gradient
+CONVERTED_GATE = -4.0
+"""Where gates of a converted model start: g = 0.018 hardly disturbs what it had learned, and still lets a gradient
 through, which a gate of exactly zero does not."""
 
 

@@ -1,4 +1,4 @@
-"""Memorizing Transformer: attention inside segments, and in one layer the nearest neighbours among all keys kept so far.
+"""Memorizing Transformer: attention inside segments, and in one layer the nearest neighbours among the keys kept.
 
 The one layer that remembers, for a query of segment s of N tokens, per head; q^ = q / |q|, k^ = k / |k|, R the rotation
 of rotary positions and c = exp(log_scale) a learned temperature:
@@ -9,8 +9,8 @@ of rotary positions and c = exp(log_scale) a learned temperature:
 
 Keys and values are shared by both. Those kept are constants: no gradient enters the memory, so all segments of a window
 are treated at once. A segment is written only when it is complete, and the oldest tokens leave; nothing of a query's
-own segment can be retrieved. The search is exact: one product with all keys kept, then the k largest scores. Where there
-is no memory yet V_m is zero. Keys are normalised because those kept are older than the weights that ask for them;
+own segment can be retrieved. The search is exact: one product with all keys kept, then the k largest scores. Where
+nothing is kept yet V_m is zero. Keys are normalised because those kept are older than the weights that ask for them;
 without a temperature no query could then be certain.
 
 All other layers, and all else, are those of the segment-local Transformer. Departures: the paper's local attention has
@@ -35,7 +35,6 @@ from functools import cache
 from typing import Any, ClassVar, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Generator, Tensor, nn
 
@@ -161,8 +160,9 @@ def recall(queries: Float[Tensor, "b g q e"], kept: Kept, top_k: int) -> Float[T
 
 
 def unit(x: Float[Tensor, "*n e"]) -> Float[Tensor, "*n e"]:
-    """x / |x|, in fp32 at least."""
-    return F.normalize(x.to(torch.promote_types(x.dtype, torch.float32)), dim=-1, eps=1e-6)
+    """x / |x|, in fp32 at least; zero stays zero."""
+    wide = x.to(torch.promote_types(x.dtype, torch.float32))
+    return wide * (wide.square().sum(dim=-1, keepdim=True) + 1e-12).rsqrt()
 
 
 class KnnAttention(SegmentAttention):

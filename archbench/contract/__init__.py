@@ -23,6 +23,7 @@ from archbench.contract.traits import (
     context_limit,
     likelihood_is_declared,
     lookahead_suffices,
+    reconstruction_is_declared,
     state_grows_linearly,
     state_size_is_declared,
     steps_write_strides,
@@ -35,6 +36,7 @@ VOCAB_SIZE = 17
 
 PROMISES: tuple[Callable[[Candidate], Finding], ...] = (
     likelihood_is_declared,
+    reconstruction_is_declared,
     steps_write_strides,
     context_limit,
     state_size_is_declared,

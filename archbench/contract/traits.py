@@ -7,7 +7,7 @@ from torch import Generator
 
 from archbench.contract.subject import Candidate, Finding, found, likelihood, not_applicable, read
 from archbench.errors import ContextOverflow
-from archbench.model import Batch, Phase
+from archbench.model import Batch, Phase, Reconstruction
 from archbench.sampling import GREEDY
 from archbench.state import state_bytes
 
@@ -22,6 +22,25 @@ def likelihood_is_declared(subject: Candidate) -> Finding:
     has = likelihood(subject.fresh()) is not None
     detail = f"declared {subject.traits.likelihood}, the model {'has' if has else 'lacks'} the type"
     return found("likelihood_is_declared", has == subject.traits.likelihood, detail)
+
+
+def reconstruction_is_declared(subject: Candidate) -> Finding:
+    """The model is a Reconstruction exactly when its traits say so; a stride of tokens then has one Gaussian code, and
+    a code has logits for a stride of tokens."""
+    model, declared = subject.model(), subject.traits.reconstruction
+    if not isinstance(model, Reconstruction):
+        return found("reconstruction_is_declared", not declared, f"declared {declared}, the model lacks the type")
+    text = subject.prompt(2)
+    mean, sigma = model.posterior(text)
+    logits = model.reconstruct(mean)
+    codes, expected = (2, text.shape[1] // subject.traits.stride), (*text.shape, model.vocab_size)
+    detail = (
+        f"declared {declared}, the model has the type; {text.shape[1]} tokens give codes {tuple(mean.shape)}, these "
+        f"give logits {tuple(logits.shape)}; smallest sigma {sigma.min().item():.1e}"
+    )
+    shapes = mean.shape == sigma.shape and mean.shape[:2] == codes and logits.shape == expected
+    holds = declared and shapes and bool((sigma > 0).all())
+    return found("reconstruction_is_declared", holds, detail)
 
 
 def steps_write_strides(subject: Candidate) -> Finding:

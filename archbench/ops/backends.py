@@ -49,6 +49,7 @@ _PROBES: dict[str, dict[str, Callable[[], str]]] = {
     "ssd": {
         "reference": _always,
         "lean": _always,
+        "native": native.reason,
         "cuda": ssd_cuda.reason,
     },
     "attention": {

@@ -34,7 +34,7 @@ import torch
 from archbench.errors import BackendError
 
 SOURCES = Path(__file__).parent / "csrc"
-UNITS = ("scan.c", "conv.c")  # each is one translation unit; lanes.c is included by both
+UNITS = ("scan.c", "ssd.c", "conv.c")  # each is one translation unit; lanes.c is included by both
 COMPILERS = ("cc", "gcc", "clang")
 COMPILE_TIMEOUT_S = 300
 

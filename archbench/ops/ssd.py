@@ -27,11 +27,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from archbench.ops import backends, ssd_chunked, ssd_cuda, ssd_reference
+from archbench.ops import backends, ssd_chunked, ssd_cuda, ssd_native, ssd_reference
 
 _LEVELS: dict[str, ModuleType] = {
     "reference": ssd_reference,
     "lean": ssd_chunked,
+    "native": ssd_native,
     "cuda": ssd_cuda,
 }
 _INPUTS = "Tensor x, Tensor step, Tensor A, Tensor B, Tensor C, Tensor? D, Tensor? h0"

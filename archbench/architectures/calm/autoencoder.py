@@ -7,7 +7,7 @@ A block is x + W2( silu(W1 N(x)) * W3 N(x) ); E is one table for both ends. Ther
 what squeeze and expand know. The latent is made robust for a model that will draw it, not predict it exactly:
 
     z     = dropped( mu + sigma eps ) of the chunk with tokens dropped to 0;  targets are the whole tokens
-    loss  = K CE + beta mean over chunks( sum_i max(lambda, KL_i) )        KL_i = (mu_i^2 + sigma_i^2 - 1)/2 - ln sigma_i
+    loss  = K CE + beta mean over chunks( sum_i max(lambda, KL_i) )     KL_i = (mu_i^2 + sigma_i^2 - 1)/2 - ln sigma_i
 
 Without the floor lambda many dimensions collapse to noise; without KL and dropping, reconstruction is better and the
 language model cannot be trained on the latents.

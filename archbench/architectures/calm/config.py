@@ -174,11 +174,15 @@ class CalmConfig:
 
 @lru_cache
 def candidates(vocab_size: int) -> tuple[CalmConfig, ...]:
-    """Backbones shaped like the Transformer's at the same width, and the smaller N and M that pay at small sizes.
+    """Backbones shaped like the Transformer's at the same width, and what pays at small sizes in the other parts.
 
     Depth is 4 layers at width 128, 12 at 768, 32 at 4096, rounded down and up; heads are 32 to 64 wide, the widest that
-    divides the width; the feed-forward is 7/3 to 10/3 times as wide as the residual stream. The autoencoder is half as
-    wide as the backbone, as in the paper, or up to 3/4: below width 48 it is slow to learn bytes.
+    divides the width; the feed-forward is 7/3 to 10/3 times as wide as the residual stream. N and M are 4 and 16.
+
+    The paper's autoencoder is half as wide as the backbone; below width 256 it is 48 wide at least (or 3/4 of the
+    backbone), since narrower ones are slow to learn bytes. The paper's head is as wide as the backbone; at widths 40 to
+    160 it is twice as wide: with 0.4 million parameters and 2 MB of Python source that gave BrierLM 16.8 and 17.6 (two
+    seeds) against 15.1 and 14.6, at equal parameters, hence with fewer layers.
     """
     found = []
     for d_model in (*range(32, 256, 8), *range(256, 1024, 32), *range(1024, 8193, 128)):
@@ -189,8 +193,10 @@ def candidates(vocab_size: int) -> tuple[CalmConfig, ...]:
         step = 8 * max(1, d_model // 256)
         depths = range(max(2, floor(depth)), max(2, ceil(depth)) + (2 if d_model < 64 else 1))
         inner = (None, *range(-(-7 * d_model // (3 * step)) * step, 10 * d_model // 3 + 1, step))
-        half = max(32, d_model // 16 * 8)
-        for n_layers, d_ffn, d_autoencoder in product(depths, inner, range(half, max(33, 3 * d_model // 4 + 1), step)):
+        small = d_model < 256
+        least = max(d_model // 16 * 8, min(3 * d_model // 4, 48) if small else 0)
+        widths = range(least, least + (9 if small else 1), 4)
+        for n_layers, d_ffn, d_autoencoder in product(depths, inner, widths):
             found.append(
                 CalmConfig(
                     vocab_size=vocab_size,
@@ -199,6 +205,7 @@ def candidates(vocab_size: int) -> tuple[CalmConfig, ...]:
                     n_heads=d_model // head_dim,
                     d_ffn=d_ffn,
                     d_autoencoder=d_autoencoder,
+                    d_head=2 * d_model if 40 <= d_model <= 160 else None,
                     n_samples=4,
                     n_targets=16,
                 )

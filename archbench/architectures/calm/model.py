@@ -152,8 +152,8 @@ class Calm(SequenceModel, Reconstruction):
         chunks = self._chunked(aligned(tokens, self.config.chunk_size))
         if chunks.shape[1] < 2:
             raise ConfigError(
-                f"calm: a window of {tokens.shape[1]} tokens has no chunk of {self.config.chunk_size} to predict; raise "
-                "training.context"
+                f"calm: a window of {tokens.shape[1]} tokens has no chunk of {self.config.chunk_size} to predict; "
+                "raise training.context"
             )
         return chunks
 

@@ -8,9 +8,9 @@ Exact (rejection): with n = floor(1/T) and a = 1/T - n,
 Step 2 accepts with probability sum_k (1-p)^k prod_{j<=k} (1 - a/j) p = p^a for p = P(x*), so x* comes with P(x*)^(n+a).
 Draws grow without bound on flat laws: there is a limit, and an error when it is met.
 
-Batch (approximate, T = 1/n only): draw N_s chunks, count c_x, and for m = n, n-1, ..., 1 take the first m that some count
-reaches; x is chosen with weight C(c_x, m). Biased for finite N_s, right in the limit. As T goes to 0 it becomes the most
-frequent chunk of the batch, which is what temperature 0 means here.
+Batch (approximate, T = 1/n only): draw N_s chunks, count c_x, and for m = n, n-1, ..., 1 take the first m that some
+count reaches; x is chosen with weight C(c_x, m). Biased for finite N_s, right in the limit. As T goes to 0 it becomes
+the most frequent chunk of the batch, which is what temperature 0 means here.
 
 Source: Shao et al. 2025, section 5, algorithms 1 and 2.
 

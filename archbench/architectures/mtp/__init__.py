@@ -24,6 +24,9 @@ The default weights w_i = 0.5^(i-1) below width 512 depart from the paper's plai
 parameters with n = 8: head 1 stood at 2.63 bits per byte with the plain sum, 2.15 with these, 2.20 without any extra
 head (one seed). The paper finds the same below about 1.3B parameters, and its plain sum is the default from 512 on.
 
+Drafts are drawn from their heads when tokens are sampled: at temperature 1, 0.4M parameters and 200 kB of training, a
+step then writes 2.2 tokens and takes a seventh longer; with the likeliest tokens as drafts it writes 1.3 (one seed).
+
     config   sizes and choices          rows    rows of a batch at different places of their caches
     heads    heads 2..n                 verify  which drafts stay
     loss     head-by-head backward      flops   what it costs             model   the model
@@ -53,16 +56,20 @@ from archbench.model import Architecture, Traits
 
 @lru_cache
 def candidates(vocab_size: int) -> tuple[MTPConfig, ...]:
-    """The Transformer's candidates with four heads, made deeper where its layers are too few for them."""
+    """The Transformer's candidates with four heads, made deeper where its layers are too few for them. Below width 64,
+    where heads are a large part, one more layer is offered."""
     found: dict[MTPConfig, None] = {}
     for config in transformer.candidates(vocab_size):
         options = {field.name: getattr(config, field.name) for field in fields(TransformerConfig)}
-        for n_layers in range(config.n_layers, config.n_layers + MTPConfig.n_future + 1):
+        wanted = 2 if config.d_model < 64 else 1
+        for n_layers in range(config.n_layers, config.n_layers + MTPConfig.n_future + wanted):
             try:
                 found[MTPConfig(**{**options, "n_layers": n_layers})] = None
-                break
             except ConfigError:
                 continue
+            wanted -= 1
+            if not wanted:
+                break
     return tuple(sorted(found, key=lambda config: config.n_parameters))
 
 

@@ -38,7 +38,7 @@ class MTPConfig(TransformerConfig):
         training: `frozen_trunk` first trains the next-token path for `trunk_share` of the budget, then heads 2..n on
             what it has become.
         draft_length: the most tokens a decode step writes, None for n_future.
-        draft_policy: when sampling, drafts are the likeliest tokens of their heads (`point`) or drawn from them.
+        draft_policy: when sampling, drafts are drawn from their heads (`stochastic`) or the likeliest ones (`point`).
     """
 
     n_future: int = 4
@@ -51,7 +51,7 @@ class MTPConfig(TransformerConfig):
     trunk_share: float = 0.75
     decoding: Decoding = "self_speculative"
     draft_length: int | None = None
-    draft_policy: DraftPolicy = "point"
+    draft_policy: DraftPolicy = "stochastic"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -124,7 +124,7 @@ class MTPConfig(TransformerConfig):
     def active_heads(self, progress: float) -> int:
         """How many heads, from the first on, are trained at `progress` in [0, 1) of the budget.
 
-        Source: Aynetdinov & Akbik 2025, section 3.
+        Source: Aynetdinov & Akbik 2025.
         """
         reached = int(progress * self.n_future)
         if self.curriculum == "forward":

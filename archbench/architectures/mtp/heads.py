@@ -14,7 +14,7 @@ belongs to position s - i + 2, read together with token s + 1. So every head rea
 with the same tokens; the first i - 2 entries are void; and rotary angles, which depend on differences alone, may be
 those of the entries.
 
-Sources: Gloeckle et al. 2024, section 2 and appendix B; DeepSeek-V3 (2412.19437), section 2.2, eqs. 21 to 23, with the
+Sources: Gloeckle et al. 2024, section 2 and appendix B; DeepSeek-V3 (2412.19437), section 2.2, with the
 order [h; E x] of the merged halves as printed there.
 
 Letters: b batch, t positions, d width, v vocabulary, n vectors remembered.

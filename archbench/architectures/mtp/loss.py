@@ -24,12 +24,10 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-IGNORED = -100
-"""A target that no head learns from."""
-
 
 class Head(NamedTuple):
-    """A head's part of the loss: which stream it reads, how that becomes logits, what it must say and its weight."""
+    """A head's part of the loss: which stream it reads, how that becomes logits, what it must say (-100: nothing) and
+    its weight."""
 
     stream: int
     logits: Callable[[Float[Tensor, "b t d"]], Float[Tensor, "b t v"]]
@@ -40,7 +38,7 @@ class Head(NamedTuple):
         """Mean cross-entropy in nats, unweighted."""
         logits = self.logits(stream).flatten(0, 1)
         wide = logits if logits.dtype == torch.float64 else logits.float()
-        return F.cross_entropy(wide, self.targets.flatten(), ignore_index=IGNORED)
+        return F.cross_entropy(wide, self.targets.flatten())
 
 
 def weighted_sum(

@@ -1,4 +1,4 @@
-/* Vector lanes and the few functions the kernels need, for scan.c and conv.c, which include this file.
+/* Vector lanes and the few functions the kernels need, for scan.c, ssd.c and conv.c, which include this file.
  *
  * Lanes hold neighbouring channels. Everything is written with compiler vector types (gcc and clang, any processor), so
  * there are no intrinsics; only the denormal switch at the end names a processor, and it is optional.
@@ -26,6 +26,26 @@ typedef int32_t vi __attribute__((vector_size(4 * LANES)));
 #else
 #define UNROLL _Pragma("GCC unroll 16")
 #endif
+
+_Static_assert(sizeof(void *) == 8, "the Python side lays structures out with 8-byte fields");
+
+/* Strided input: row t of batch row b starts at p + b * batch + t * row; its last dimension is contiguous. */
+struct rows {
+  const float *p;
+  int64_t batch, row;
+};
+
+INLINE const float *row_of(const struct rows *r, ptrdiff_t b, ptrdiff_t t) { return r->p + b * r->batch + t * r->row; }
+
+/* Recurrences keep STATES state indices of a block of lanes in registers. */
+#if LANES == 16 || defined(__aarch64__)
+#define STATES 16 /* 32 vector registers */
+#else
+#define STATES 8
+#endif
+
+/* States taken together when `left` remain. */
+INLINE int together(ptrdiff_t left) { return left >= STATES ? STATES : left >= 4 ? 4 : 1; }
 
 INLINE ptrdiff_t at_most(ptrdiff_t a, ptrdiff_t b) { return a < b ? a : b; }
 

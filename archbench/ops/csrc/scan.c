@@ -16,21 +16,8 @@
 #include "lanes.c"
 
 #define GROUP 256
-#if LANES == 16 || defined(__aarch64__)
-#define STATES 16 /* 32 vector registers */
-#else
-#define STATES 8
-#endif
 #define LOG2E 1.44269504f
 #define LN2 0.69314718f
-
-_Static_assert(sizeof(void *) == 8, "scan_native.py lays these structures out with 8-byte fields");
-
-/* Strided input: row t of batch row b starts at p + b * batch + t * row; its last dimension is contiguous. */
-struct rows {
-  const float *p;
-  int64_t batch, row;
-};
 
 struct scan_args {
   int64_t n_batch, n_tokens, n_channels, n_states, chunk;
@@ -60,8 +47,6 @@ static void from_lanes(float *to, const float *from, ptrdiff_t width, ptrdiff_t 
     for (ptrdiff_t n = 0; n < N; n++) to[c * N + n] = from[n * GROUP + c];
 }
 
-INLINE const float *row_of(const struct rows *r, ptrdiff_t b, ptrdiff_t t) { return r->p + b * r->batch + t * r->row; }
-
 /* What one run over some states of one block works on. Rows of B and C are scalars shared by all lanes. */
 struct run {
   ptrdiff_t steps, B_row, C_row;
@@ -71,9 +56,6 @@ struct run {
   vf *y;                       /* [t], gathers C . h */
   vf *a_kept, *h_kept;         /* backward only: decays [t][i], states [t + 1][i] with the one before the chunk at 0 */
 };
-
-/* States taken together when `left` remain. */
-INLINE int together(ptrdiff_t left) { return left >= STATES ? STATES : left >= 4 ? 4 : 1; }
 
 INLINE void advance_n(const int count, const int keep, const struct run *r) {
   vf A[STATES], h[STATES];
