@@ -135,7 +135,7 @@ class Cell:
     @property
     def training_source(self) -> str:
         """Hash of the files that decide what the trained weights are."""
-        return source_sha256([*_files(_TRAINED_BY), registry.source_file(self.architecture)])
+        return source_sha256([*_files(_TRAINED_BY), *registry.source_files(self.architecture)])
 
     def name(self) -> str:
         """Tells this cell from the others of its suite, for people."""

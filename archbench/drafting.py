@@ -121,7 +121,7 @@ class Drafted:
         return self.verifier.device
 
     def initial_state(self, batch_size: int) -> DraftedState:
-        """Raises UnsupportedError for more than one row: rows would accept, and wait for, different numbers of bytes."""
+        """Raises UnsupportedError for more than one row: each would have other bytes unread."""
         if batch_size != 1:
             raise UnsupportedError(f"drafting: {batch_size} texts at once; it writes one at a time")
         return DraftedState(self.verifier.initial_state(1), self.drafter.initial_state(1), self._ids(b""), Tally())

@@ -7,6 +7,7 @@ same treatment. While an architecture is being written, the path of its .py file
 
 from __future__ import annotations
 
+import ast
 import importlib
 import importlib.util
 import pkgutil
@@ -17,6 +18,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from archbench.errors import ConfigError, suggestion
+
+_ARCHITECTURES = "archbench.architectures"
 
 if TYPE_CHECKING:
     from archbench.metric import Metric, TimedMetric
@@ -49,10 +52,31 @@ def metric(name: str) -> Metric | TimedMetric:
     return _found("metrics", name, "METRIC")
 
 
-def source_file(architecture_name: str) -> Path:
-    """The file that defines an architecture, for hashing what a checkpoint was trained by."""
-    build = architecture(architecture_name).build
-    return Path(sys.modules[build.__module__].__file__ or "")
+def source_files(architecture_name: str) -> list[Path]:
+    """The files that define an architecture, for hashing what a checkpoint was trained by: its module, or all of its
+    package, and those of the architectures here that it imports from."""
+    found: dict[Path, None] = {}
+    waiting = [architecture(architecture_name).build.__module__]
+    while waiting:
+        module = sys.modules[waiting.pop()]
+        own = Path(module.__file__ or "")
+        alone = module.__package__ in ("", None, _ARCHITECTURES)
+        for file in [own] if alone else sorted(own.parent.glob("*.py")):
+            if file not in found:
+                found[file] = None
+                waiting += _imported_architectures(file)
+    return sorted(found)
+
+
+def _imported_architectures(file: Path) -> list[str]:
+    """Modules of this package's architectures that a file imports."""
+    names = [
+        name
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+        if isinstance(node, ast.ImportFrom) and node.module
+        for name in (node.module, *(f"{node.module}.{alias.name}" for alias in node.names))
+    ]
+    return [name for name in names if name.startswith(f"{_ARCHITECTURES}.") and name in sys.modules]
 
 
 def label(name: str) -> str:

@@ -21,7 +21,7 @@ from archbench.errors import CheckpointError, ConfigError
 from archbench.flops import count_three_ways
 from archbench.integrations import huggingface
 from archbench.model import Batch
-from archbench.ops import backends
+from archbench.ops import backends, ssd_chunked, ssd_native
 from archbench.sampling import GREEDY
 from archbench.sizes import solve
 from archbench.state import copy_state, state_bytes, tensors
@@ -73,7 +73,9 @@ def test_whole_pass_equals_the_naive_oracle(config: Mamba2Config, level: str, mo
     if found != "ok":
         pytest.skip(f"{level}: {found}")
     monkeypatch.setenv("ARCHBENCH_BACKEND", level)
-    model, tokens = built(config), text(2, 40)
+    for module in (ssd_chunked, ssd_native):
+        monkeypatch.setattr(module, "CHUNK", 5)
+    model, tokens = built(config), text(2, 12)
     hidden, layers = model.hidden(tokens, model.initial_layers(2))
     for row in range(2):
         oracle = NaiveMamba2(model.state_dict(), config)

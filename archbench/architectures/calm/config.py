@@ -194,7 +194,7 @@ def candidates(vocab_size: int) -> tuple[CalmConfig, ...]:
         depths = range(max(2, floor(depth)), max(2, ceil(depth)) + (2 if d_model < 64 else 1))
         inner = (None, *range(-(-7 * d_model // (3 * step)) * step, 10 * d_model // 3 + 1, step))
         small = d_model < 256
-        least = max(d_model // 16 * 8, min(3 * d_model // 4, 48) if small else 0)
+        least = max(d_model // 16 * 8, min(3 * d_model // 16 * 4, 48) if small else 0)
         widths = range(least, least + (9 if small else 1), 4)
         for n_layers, d_ffn, d_autoencoder in product(depths, inner, widths):
             found.append(
