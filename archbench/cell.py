@@ -12,6 +12,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -135,7 +136,7 @@ class Cell:
     @property
     def training_source(self) -> str:
         """Hash of the files that decide what the trained weights are."""
-        return source_sha256([*_files(_TRAINED_BY), *registry.source_files(self.architecture)])
+        return _training_source(self.architecture)
 
     def name(self) -> str:
         """Tells this cell from the others of its suite, for people."""
@@ -152,6 +153,12 @@ class Cell:
         training["budget"] = parse(Budget, training["budget"], f"{where}.training.budget")
         settled = {"config": config, "training": parse(Training, training, f"{where}.training")}
         return cls(**{**data, **settled, "metrics": tuple(data["metrics"])})
+
+
+@cache
+def _training_source(architecture: str) -> str:
+    """Read once a process: what a run planned is what it looks for."""
+    return source_sha256([*_files(_TRAINED_BY), *registry.source_files(architecture)])
 
 
 def measuring_source(cell: Cell) -> str:

@@ -207,6 +207,7 @@ class _Run:
             **self._common(address),
             "kind": "cell",
             "cell": cell.to_dict(),
+            "address": address,
             "jobs": [_job_data(job) for job in jobs],
             "job_ids": [job.id for job in jobs],
         }
@@ -228,7 +229,9 @@ class _Run:
                 {
                     "metric": name,
                     "settings": dataclasses.asdict(jobs[0].settings),
-                    "jobs": [{**_job_data(job), "cell": job.cell.to_dict()} for job in jobs],
+                    "jobs": [
+                        {**_job_data(job), "cell": job.cell.to_dict(), "address": job.cell.address} for job in jobs
+                    ],
                 }
                 for name, jobs in groups.items()
             ],

@@ -56,7 +56,7 @@ def work(task: dict[str, Any], emit: Emit) -> None:
 
 def _train_and_measure(task: dict[str, Any], emit: Emit) -> None:
     cell = Cell.from_dict(task["cell"])
-    folder = Path(task["checkpoints"]) / cell.address
+    folder = Path(task["checkpoints"]) / task["address"]  # as planned, even if the source has changed since
     jobs = task["jobs"]
     try:
         _train(cell, folder, task, emit)
@@ -97,7 +97,7 @@ def _train(cell: Cell, folder: Path, task: dict[str, Any], emit: Emit) -> None:
     model.to(_device(task["device"]))
 
     def notify(progress: Progress) -> None:
-        emit({"event": "progress", "cell": cell.address, **dataclasses.asdict(progress)})
+        emit({"event": "progress", "cell": task["address"], **dataclasses.asdict(progress)})
 
     history = train(
         model,
@@ -119,7 +119,7 @@ def _train(cell: Cell, folder: Path, task: dict[str, Any], emit: Emit) -> None:
         origin={"cell": cell.to_dict()},
         history=history,
     )
-    emit({"event": "trained", "cell": cell.address})
+    emit({"event": "trained", "cell": task["address"]})
 
 
 def _start(model: SequenceModel, cell: Cell) -> None:
@@ -145,7 +145,7 @@ def _time_together(task: dict[str, Any], emit: Emit) -> None:
         for job in group["jobs"]:
             cell = Cell.from_dict(job["cell"])
             try:
-                subjects[job["id"]] = _subject(cell, Path(task["checkpoints"]) / cell.address, task["device"])
+                subjects[job["id"]] = _subject(cell, Path(task["checkpoints"]) / job["address"], task["device"])
             except Exception as error:
                 emit({"event": "failed", "job": job["id"], "reason": _reason(error)})
 
