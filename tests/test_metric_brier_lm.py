@@ -21,12 +21,14 @@ from archbench.errors import ConfigError
 from archbench.history import History
 from archbench.metric import Measurement, Subject
 from archbench.metrics.brier_lm import (
+    ALIGNMENT,
     METRIC,
     BrierSettings,
     Symbols,
     continuations,
     find_places,
     measure_terms,
+    phases_of,
     sampled_terms,
     teacher_forced_terms,
 )
@@ -379,7 +381,7 @@ def test_the_context_is_half_the_window_unless_set_and_is_printed() -> None:
     cell = subject(tiny_transformer(4), [random_text(300, seed) for seed in range(3)], LetterCodec(3), context=48)
     default = measure(cell, positions=20)["sampled", "tokens", 2]
     assert default.at == {"n": 2, "estimator": "sampled", "window": "tokens", "context": 24}
-    assert "context of exactly 24 tokens" in default.protocol and "20 places" in default.protocol
+    assert "contexts of 24 to 24 tokens" in default.protocol and "20 places" in default.protocol
     assert measure(cell, positions=20, context=8)["sampled", "tokens", 2].at["context"] == 8
 
 
@@ -435,3 +437,11 @@ def test_a_context_limit_that_just_suffices() -> None:
 def test_impossible_settings_are_refused(bad: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=f"brier_lm.{next(iter(bad))}"):
         BrierSettings(**bad)
+
+
+def test_contexts_vary_in_length_so_that_no_segment_border_is_asked_alone():
+    """A model that works in segments of 64 has no local context at a border; 128 tokens end at one."""
+    assert phases_of(128) == 8
+    assert [128 - ALIGNMENT * phase for phase in range(phases_of(128))] == [128, 120, 112, 104, 96, 88, 80, 72]
+    assert phases_of(24) == 1
+    assert phases_of(0) == 1

@@ -60,8 +60,8 @@ PLACES_SEED = 0
 
 @dataclass(frozen=True, kw_only=True)
 class BrierSettings:
-    """`context` in tokens read before each place, None for half the context the cell trained with; `draws` the
-    continuations per place of the sampled estimator; `batch` the places measured at once."""
+    """`context`: the most tokens read before a place (see `phases_of`), None for half the context the cell trained
+    with; `draws`: continuations per place of the sampled estimator; `batch`: places measured at once."""
 
     estimators: tuple[str, ...] = ESTIMATORS
     windows: tuple[str, ...] = WINDOWS
@@ -95,7 +95,7 @@ class Places:
 
 class BrierLM(Metric):
     name = "brier_lm"
-    version = 1
+    version = 2
     settings = BrierSettings
     quantities: ClassVar[Mapping[str, Quantity]] = {
         "brier_n": Quantity(unit="fraction", better="higher", meaning="Brier score of the next n tokens or bytes"),
@@ -187,9 +187,11 @@ def measure_terms(
     forced = "teacher_forced" in settings.estimators and subject.traits.likelihood
     symbols = Symbols(subject.codec)
     found: dict[tuple[str, str], list[np.ndarray]] = {}
-    for begin in range(0, len(places.truth), settings.batch):
-        context = places.contexts[begin : begin + settings.batch].to(model.device)
-        truth = places.truth[begin : begin + settings.batch].to(model.device)
+    order: list[int] = []
+    for dropped, batch in _batches(places, settings.batch):
+        order += batch
+        context = places.contexts[batch, dropped:].to(model.device)
+        truth = places.truth[batch].to(model.device)
         state = model.prefill(context, model.initial_state(len(context)))
         if forced:
             terms = teacher_forced_terms(model, copy_state(state), truth, generator)
@@ -200,7 +202,27 @@ def measure_terms(
             for window in settings.windows:
                 pair = (expected, written) if window == "tokens" else (symbols(expected), symbols(written))
                 found.setdefault(("sampled", window), []).append(sampled_terms(*pair))
-    return {key: np.concatenate(parts) for key, parts in found.items()}
+    back = np.argsort(order)
+    return {key: np.concatenate(parts)[back] for key, parts in found.items()}
+
+
+def phases_of(context: int) -> int:
+    """In how many steps of ALIGNMENT contexts vary, from a little over half of `context` to all of it.
+
+    Were all of one length, a model that works in segments would be asked at one place of its segment only: at a border
+    it has no local context at all.
+    """
+    return max(1, min(8, context // (2 * ALIGNMENT)))
+
+
+def _batches(places: Places, size: int) -> Iterator[tuple[int, list[int]]]:
+    """Batches of places with contexts of one length, and how many tokens that leaves out at their beginning. Neighbours
+    get different lengths, so no document has one length only."""
+    n_phases = phases_of(places.contexts.shape[1])
+    for phase in range(n_phases):
+        members = list(range(phase, len(places.truth), n_phases))
+        for begin in range(0, len(members), size):
+            yield phase * ALIGNMENT, members[begin : begin + size]
 
 
 def continuations(
@@ -273,8 +295,9 @@ def _measurements(
     means = sums.sum(axis=0) / count.sum()
     intervals = [stats.bootstrap_ratio(sums[:, n], count) for n in range(ORDERS)]
     draws = f"{settings.draws} draws" if at["estimator"] == "sampled" else "exact probability, one-path collision"
+    shortest = at["context"] - ALIGNMENT * (phases_of(at["context"]) - 1)
     protocol = (
-        f"context of exactly {at['context']} tokens from a fresh state; {len(terms)} places (multiples of "
+        f"contexts of {shortest} to {at['context']} tokens from a fresh state; {len(terms)} places (multiples of "
         f"{ALIGNMENT} tokens) in {len(names)} held-out documents; next 1-{ORDERS} {at['window']}; {draws}; "
         "interval by bootstrap over documents"
     )
