@@ -88,13 +88,6 @@ def _load_average() -> list[float]:
         return []
 
 
-@cache
-def package_files() -> tuple[Path, ...]:
-    """Every source file of the installed package."""
-    root = Path(__file__).resolve().parent
-    return tuple(sorted(path for ending in ("*.py", "*.c") for path in root.rglob(ending)))
-
-
 def source_sha256(files: Iterable[Path]) -> str:
     """One hash over the contents of these files, in order."""
     digest = hashlib.sha256()

@@ -96,7 +96,9 @@ def _cells(suite: Suite, metrics: list[str]) -> list[Cell]:
         where = f"{suite.path}: cells[{number}]"
         for metric in entry.metrics or ():
             if metric not in metrics:
-                raise SuiteError(f"{where}.metrics: '{metric}' is not measured by the suite; {_among(metric, metrics)}")
+                raise SuiteError(
+                    f"{where}.metrics: '{metric}' is not measured by the suite; {suggestion(metric, metrics)}"
+                )
         training = _training(suite, entry, where)
         corpus = corpus_of(entry.corpus or suite.corpus)
         codec = entry.codec or suite.codec
@@ -182,7 +184,7 @@ def _only(cells: list[Cell], only: Sequence[str]) -> list[Cell]:
     names = {name for cell in cells for name in (cell.label, cell.architecture)}
     for name in only:
         if name not in names:
-            raise SuiteError(f"--only {name}: no such cell in this suite; {_among(name, names)}")
+            raise SuiteError(f"--only {name}: no such cell in this suite; {suggestion(name, names)}")
     return [cell for cell in cells if not only or cell.label in only or cell.architecture in only]
 
 
@@ -205,10 +207,6 @@ def _known(where: str, look_up: Any, name: str) -> Any:
         return look_up(name)
     except ConfigError as error:
         raise SuiteError(f"{where}: {error}") from None
-
-
-def _among(found: str, allowed: Any) -> str:
-    return suggestion(found, allowed)
 
 
 def _digest(data: Any) -> str:

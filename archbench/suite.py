@@ -6,7 +6,6 @@ A suite gives defaults (corpus, codec, size, training, seeds, metrics) and a lis
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -160,10 +159,3 @@ def _combinations(grid: Mapping[str, list[Any]], where: str) -> list[dict[str, A
             raise SuiteError(f"{where}.grid.{key}: found {values!r}; expected a list of values")
         points = [{**point, key: value} for point in points for value in values]
     return points
-
-
-def as_dict(suite: Suite) -> dict[str, Any]:
-    """The suite as plain data, without where it lay."""
-    data = dataclasses.asdict(suite)
-    del data["path"]
-    return data
