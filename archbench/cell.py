@@ -19,6 +19,7 @@ from typing import Any, Literal
 from archbench import registry
 from archbench.environment import source_sha256
 from archbench.errors import ConfigError
+from archbench.exercise import Exercise, parse_exercise
 from archbench.parse import parse
 
 Precision = Literal["auto", "fp32", "bf16-mixed"]
@@ -28,8 +29,9 @@ _TRAINED_BY = (
     "model.py", "state.py", "layers.py", "segments.py", "sampling.py", "codec.py", "train.py", "ops/**/*.py",
     "ops/**/*.c", "data/*.py",
 )  # fmt: skip
+_TAUGHT_BY = ("task.py", "curriculum.py", "tasks/*.py")
 _MEASURED_BY = (
-    "stats.py", "flops.py", "operators.py", "roofline.py", "generation.py", "prompts.py", "timing.py", "metric.py",
+    "stats.py", "task.py", "tasks/*.py", "flops.py", "operators.py", "roofline.py", "generation.py", "prompts.py", "timing.py", "metric.py",
     "metrics/*.py", "history.py",
 )  # fmt: skip
 
@@ -37,7 +39,7 @@ _MEASURED_BY = (
 @dataclass(frozen=True, kw_only=True)
 class Budget:
     """How much training a cell gets: exactly one of these. `bytes` counts raw text bytes predicted, repeats included;
-    `flops` are analytic training FLOPs; `seconds` are wall-clock seconds of training."""
+    `flops` are analytic training FLOPs; `seconds` are wall-clock seconds of training. 0 is for pretrained cells."""
 
     bytes: float | None = None
     tokens: float | None = None
@@ -49,7 +51,7 @@ class Budget:
         if len(given) != 1:
             found = ", ".join(given) or "nothing"
             raise ConfigError(f"training.budget: found {found}; give exactly one of bytes, tokens, flops, seconds")
-        if not self.amount > 0:
+        if not self.amount >= 0:
             raise ConfigError(f"training.budget.{self.unit}: {self.amount}; must be above 0")
 
     @property
@@ -67,7 +69,10 @@ class Training:
 
     Attributes:
         context, batch: a training window's tokens and the rows of a step.
-        learning_rate: the peak; reached after the share `warmup` of the budget, then a cosine to `final` of it.
+        learning_rate: the peak; reached after the share `warmup` of the budget, and held until the last share `decay`
+            of it, in which a cosine leads to `final` of the peak; 1 means from the end of the warm-up on.
+        task: what is learned instead of the corpus's text. Then `context` is the longest stage's, and shorter stages
+            have more rows.
         precision: "auto" takes bf16 autocast where a probe shows it is faster on this machine, and says so.
     """
 
@@ -77,11 +82,13 @@ class Training:
     learning_rate: float = 2e-3
     warmup: float = 0.05
     final: float = 0.03
+    decay: float = 1.0
     weight_decay: float = 0.1
     beta1: float = 0.9
     beta2: float = 0.95
     clip: float = 1.0
     precision: Precision = "auto"
+    task: Exercise | None = None
 
     def __post_init__(self) -> None:
         for name, low, high in (
@@ -90,6 +97,7 @@ class Training:
             ("learning_rate", 1e-12, 10),
             ("warmup", 0, 0.9),
             ("final", 0, 1),
+            ("decay", 1e-6, 1),
             ("weight_decay", 0, 10),
             ("beta1", 0, 0.999999),
             ("beta2", 0, 0.999999),
@@ -99,11 +107,20 @@ class Training:
                 raise ConfigError(f"training.{name}: {getattr(self, name)}; must lie between {low} and {high}")
 
 
+def parse_training(data: Mapping[str, Any], where: str) -> Training:
+    """Raises SuiteError with the place for an unknown key or an impossible value, however deep."""
+    settled = {**data, "budget": parse(Budget, data.get("budget"), f"{where}.budget")}
+    if data.get("task") is not None:
+        settled["task"] = parse_exercise(data["task"], f"{where}.task")
+    return parse(Training, settled, where)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Cell:
     """What is trained. `config` is the architecture's own config; `size` says where it came from; `residual` is its
     relative distance from the size asked for along `match`; `metrics` names what is measured on it. `start_from` is the
-    checkpoint folder that training goes on from, None for first weights; the weights' hash identifies it."""
+    checkpoint folder that training goes on from, None for first weights; the weights' hash identifies it. With a budget
+    of 0 that checkpoint is measured as it is: the cell is `pretrained`, and the hash covers the codec too."""
 
     label: str
     architecture: str
@@ -121,12 +138,19 @@ class Cell:
     start_sha256: str | None = None
 
     @property
+    def pretrained(self) -> bool:
+        return self.training.budget.amount == 0
+
+    @property
     def key(self) -> str:
         data = self.to_dict()
         for presentation in ("label", "size", "metrics", "match", "residual", "start_from"):
             del data[presentation]
         if self.start_sha256 is None:  # as before cells could start from weights
             del data["start_sha256"]
+        for later, absent in (("task", None), ("decay", 1.0)):  # as before training had these
+            if data["training"][later] == absent:
+                del data["training"][later]
         return _digest(data)[:12]
 
     @property
@@ -136,7 +160,7 @@ class Cell:
     @property
     def training_source(self) -> str:
         """Hash of the files that decide what the trained weights are."""
-        return _training_source(self.architecture)
+        return _training_source(self.architecture, self.training.task is not None)
 
     def name(self) -> str:
         """Tells this cell from the others of its suite, for people."""
@@ -149,16 +173,15 @@ class Cell:
     def from_dict(cls, data: Mapping[str, Any], where: str = "cell") -> Cell:
         """Raises SuiteError or ConfigError when the data does not describe a cell this installation knows."""
         config = parse(registry.architecture(data["architecture"]).config, data["config"], f"{where}.config")
-        training = dict(data["training"])
-        training["budget"] = parse(Budget, training["budget"], f"{where}.training.budget")
-        settled = {"config": config, "training": parse(Training, training, f"{where}.training")}
+        settled = {"config": config, "training": parse_training(data["training"], f"{where}.training")}
         return cls(**{**data, **settled, "metrics": tuple(data["metrics"])})
 
 
 @cache
-def _training_source(architecture: str) -> str:
+def _training_source(architecture: str, taught: bool) -> str:
     """Read once a process: what a run planned is what it looks for."""
-    return source_sha256([*_files(_TRAINED_BY), *registry.source_files(architecture)])
+    shared = _TRAINED_BY + (_TAUGHT_BY if taught else ())
+    return source_sha256([*_files(shared), *registry.source_files(architecture)])
 
 
 def measuring_source(cell: Cell) -> str:

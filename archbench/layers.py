@@ -15,6 +15,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Generator, Tensor, nn
 
+from archbench.ops import conv
+
 M = TypeVar("M", bound=nn.Module)
 
 
@@ -81,6 +83,47 @@ class SwiGLU(nn.Module):
 
     def flops(self, n: int) -> int:
         return self.gate_up.flops(n) + self.down.flops(n)
+
+
+class Frontend(nn.Module):
+    """x + silu(conv(x)) on embeddings: a causal convolution of each channel over `width` tokens, before the layers.
+
+    It lets attention match on what stood just before a token without learning that in a layer of its own. It is part of
+    no paper compared here, so a table gives it to all attention models or to none. Width 0 leaves embeddings as they
+    are. Source: the convolution in front of keys and values of So et al. 2021 (Primer), 2109.08668, section 3, moved to
+    the embeddings.
+
+    Its state is a tuple: of the window alone, or of nothing at width 0.
+    """
+
+    def __init__(self, d_model: int, width: int, generator: Generator | None) -> None:
+        super().__init__()
+        self.width = width
+        if width:
+            self.weight = nn.Parameter(torch.empty(d_model, width))
+            self.bias = nn.Parameter(torch.zeros(d_model))
+            draw_normal(self.weight, width**-0.5, generator)
+
+    def initial_state(self, batch_size: int) -> tuple[Float[Tensor, "b v d"], ...]:
+        if not self.width:
+            return ()
+        d, v = self.weight.shape[0], self.width - 1
+        return (torch.zeros(batch_size, v, d, device=self.weight.device, dtype=self.weight.dtype),)
+
+    def forward(
+        self, x: Float[Tensor, "b t d"], state: tuple[Float[Tensor, "b v d"], ...]
+    ) -> tuple[Float[Tensor, "b t d"], tuple[Float[Tensor, "b v d"], ...]]:
+        if not self.width:
+            return x, state
+        mixed, window = conv.causal_conv(x, self.weight, self.bias, state[0])
+        return x + mixed, (window,)
+
+    def flops(self, n: int) -> int:
+        return conv.flops(n, *self.weight.shape) if self.width else 0
+
+    @staticmethod
+    def parameters_of(d_model: int, width: int) -> int:
+        return (width + 1) * d_model if width else 0
 
 
 class KVCache(NamedTuple):

@@ -1,9 +1,10 @@
-"""What a metric is: a named question to a trained model, answered by raw samples with units.
+"""What a metric is: a named question to a model, answered by raw samples with units.
 
-There are two kinds. A `Metric` measures one subject by itself; several subjects may be measured at once, in parallel
-processes. A `TimedMetric` offers probes, each of which takes one sample; the runner holds the machine alone and
-interleaves the probes of all subjects at equal coordinates, so that a drift of the machine touches all of them alike
-and the samples of two subjects form pairs.
+There are three kinds. A `Metric` measures one trained subject by itself; several subjects may be measured at once, in
+parallel processes. A `TimedMetric` offers probes, each of which takes one sample; the runner holds the machine alone
+and interleaves the probes of all subjects at equal coordinates, so that a drift of the machine touches all of them
+alike and the samples of two subjects form pairs. A `DesignMetric` needs no weights, only what a cell asks for: a cell
+that is asked nothing else is never trained, and may be too large to be.
 
 A metric file exports its instance as `METRIC`; the file's name is the metric's name.
 """
@@ -18,6 +19,7 @@ from typing import Any, ClassVar, NamedTuple
 
 from archbench.codec import Codec
 from archbench.data.corpus import Corpus
+from archbench.exercise import Exercise
 from archbench.history import History
 from archbench.model import SequenceModel, Traits
 from archbench.record import Better
@@ -56,7 +58,7 @@ class Subject:
     """A trained cell, as metrics see it. The model is in eval mode on the device it will be measured on.
 
     `context` and `batch` are those of its training windows, in tokens and rows; `folder` is its checkpoint's folder;
-    `seed` seeds every draw a metric makes.
+    `seed` seeds every draw a metric makes; `exercise` is the task it was trained on, None for the corpus's text.
     """
 
     label: str
@@ -71,6 +73,21 @@ class Subject:
     batch: int
     seed: int
     folder: Path
+    exercise: Exercise | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Design:
+    """A cell as it is asked for, trained or not. `context` and `batch` are those of its training windows, in tokens and
+    rows; `tokens` is its training budget, None where that is given in another unit."""
+
+    label: str
+    architecture: str
+    config: Any
+    traits: Traits
+    context: int
+    batch: int
+    tokens: float | None
 
 
 class _Described(ABC):
@@ -81,6 +98,8 @@ class _Described(ABC):
     """A frozen keyword-only dataclass: what a suite may set."""
     quantities: ClassVar[Mapping[str, Quantity]]
     timed: ClassVar[bool]
+    trained: ClassVar[bool] = True
+    """Whether it measures trained weights."""
 
     def cannot(self, traits: Traits, settings: Any) -> str | None:
         """Why this metric does not exist for a model with these traits; None when it does."""
@@ -95,6 +114,17 @@ class Metric(_Described):
 
     @abstractmethod
     def measure(self, subject: Subject, settings: Any) -> Iterator[Measurement]:
+        """Yields measurements of the declared quantities."""
+
+
+class DesignMetric(_Described):
+    """A metric of what a cell asks for. It does not mind company on the machine."""
+
+    timed = False
+    trained = False
+
+    @abstractmethod
+    def measure(self, design: Design, settings: Any) -> Iterator[Measurement]:
         """Yields measurements of the declared quantities."""
 
 

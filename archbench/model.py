@@ -57,7 +57,10 @@ class Traits:
         context_limit: most tokens a state can hold, None for no limit.
         constant_state: the state's size does not depend on how much was read.
         lookahead: how many tokens beyond a position the training loss looks at (1 for next-token prediction).
+        answers: the training loss honours `Batch.weights`, so that a task's answers alone can be learned.
+        repeats: the training loss honours `Batch.repeats`.
         reconstruction: the model is a `Reconstruction`.
+        speculates: decode steps draft and verify, and the model is a `Speculative`.
     """
 
     likelihood: bool
@@ -65,7 +68,10 @@ class Traits:
     context_limit: int | None = None
     constant_state: bool = False
     lookahead: int = 1
+    answers: bool = False
+    repeats: bool = False
     reconstruction: bool = False
+    speculates: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,12 +85,23 @@ class ParameterGroup:
 
 
 class Batch(NamedTuple):
-    """One training batch. `tokens` are windows of context + lookahead tokens; `progress` in [0, 1) is the share of
-    the phase's budget spent; `generator` is the only source of randomness a loss may use."""
+    """One training batch.
+
+    Attributes:
+        tokens: windows of context + lookahead tokens.
+        progress: share of the phase's budget spent, in [0, 1).
+        generator: the only source of randomness a loss may use.
+        weights: how much predicting each token counts, None for all alike; where it is given, the mean is over what
+            counts, and rows whose counted tokens are all the most likely ones are reported as the part "exact".
+        repeats: how often each token is to be taken to stand in the text, None for once. A model whose memory is a sum
+            over tokens can so be taught what a text of many times the window's length does to it.
+    """
 
     tokens: Int[Tensor, "b t"]
     progress: float
     generator: Generator
+    weights: Float[Tensor, "b t"] | None = None
+    repeats: Float[Tensor, "b t"] | None = None
 
 
 class Loss(NamedTuple):
@@ -141,6 +158,11 @@ class SequenceModel(nn.Module, ABC):
     def flops(self) -> FlopFormulas:
         """Analytic FLOPs of training, prefill and decode."""
 
+    def lasting(self, state: State) -> State:
+        """What of `state` is kept for good, views allowed: all of it, except in models that read by segments, where the
+        buffers of the open segment are left out. It is what papers count as a model's memory."""
+        return state
+
 
 class FlopFormulas(ABC):
     """FLOPs (a multiply-add is 2) of a model's three kinds of work, from formulas that stand beside the layers.
@@ -160,7 +182,12 @@ class FlopFormulas(ABC):
 
     @abstractmethod
     def decode(self, context: int) -> float:
-        """Writing one step after `context` tokens."""
+        """Writing one step after `context` tokens, at temperature 1."""
+
+    def further_draw(self) -> float | None:
+        """Drawing the step that is being written once more, which models pay for that have no probabilities and choose
+        among candidates; None for those that have them."""
+        return None
 
 
 class Likelihood(ABC):
@@ -183,6 +210,16 @@ class Reconstruction(ABC):
     @abstractmethod
     def reconstruct(self, latent: Float[Tensor, "b c l"]) -> Float[Tensor, "b t v"]:
         """Logits of the tokens that the codes stand for."""
+
+
+class Speculative(ABC):
+    """A model whose decode steps draft tokens and keep those that hold: it writes what `plain` writes, greedy the same
+    tokens, sampled tokens of the same law."""
+
+    @abstractmethod
+    def plain(self) -> SequenceModel:
+        """The same weights, shared and not copied, writing one token a step without drafting anything. Its states are
+        its own: they hold nothing that only drafting needs."""
 
 
 class AutoregressiveState(NamedTuple):
@@ -244,6 +281,9 @@ class AutoregressiveModel(SequenceModel, Likelihood):
         token = draw(self.logits(hidden[:, -1]), sampling, generator)
         return Emission(token[:, None], torch.ones_like(token), AutoregressiveState(token, layers))
 
+    def lasting(self, state: AutoregressiveState) -> State:
+        return state.layers
+
     def phases(self) -> list[Phase]:
         groups = decay_groups(self, self.undecayed())
         return [Phase(name="next_token", share=1.0, groups=groups, loss=self.next_token_loss)]
@@ -255,8 +295,23 @@ class AutoregressiveModel(SequenceModel, Likelihood):
     def next_token_loss(self, batch: Batch) -> Loss:
         """Mean cross-entropy in nats of predicting each token of the window from those before it."""
         inputs, targets = batch.tokens[:, :-1], batch.tokens[:, 1:]
-        hidden, _ = self.hidden(inputs, self.initial_layers(inputs.shape[0]))
-        return Loss(F.cross_entropy(self.logits(hidden).float().flatten(0, 1), targets.flatten()))
+        if batch.weights is None:
+            hidden, _ = self.hidden(inputs, self.initial_layers(inputs.shape[0]))
+            return Loss(F.cross_entropy(self.logits(hidden).float().flatten(0, 1), targets.flatten()))
+        weights = batch.weights[:, 1:]
+        n = weights.shape[1] - first_counted(weights)
+        repeats = None if batch.repeats is None else batch.repeats[:, :-1]
+        hidden = self.window_hidden(inputs, n, repeats)
+        return answer_loss(self.logits(hidden), targets[:, -n:], weights[:, -n:])
+
+    def window_hidden(
+        self, tokens: Int[Tensor, "b t"], n: int, repeats: Float[Tensor, "b t"] | None
+    ) -> Float[Tensor, "b n d"]:
+        """The last n hidden vectors of whole training windows, read from a fresh state. A model that can leave out
+        work for the others, or that honours `repeats`, has a way of its own."""
+        assert repeats is None, "traits.repeats is False"
+        hidden, _ = self.hidden(tokens, self.initial_layers(tokens.shape[0]))
+        return hidden[:, -n:]
 
     @abstractmethod
     def hidden_flops(self, n: int, context: int, causal: float) -> float:
@@ -285,6 +340,28 @@ class _AutoregressiveFlops(FlopFormulas):
 
     def decode(self, context: int) -> float:
         return self.model.hidden_flops(1, context, 1.0) + self.model.logits_flops()
+
+
+def first_counted(weights: Float[Tensor, "b t"]) -> int:
+    """The first place that counts in any row; the last place if none does."""
+    counted = weights.ne(0).any(dim=0)
+    return int(counted.int().argmax()) if bool(counted.any()) else weights.shape[1] - 1
+
+
+def answer_loss(logits: Float[Tensor, "b t v"], targets: Int[Tensor, "b t"], weights: Float[Tensor, "b t"]) -> Loss:
+    """Weighted mean cross-entropy in nats, and as the part "exact" the share of rows whose counted targets are all the
+    most likely tokens: what greedy writing would get right, by induction over the answer's tokens."""
+    each = F.cross_entropy(logits.float().flatten(0, 1), targets.flatten(), reduction="none").view_as(targets)
+    value = (each * weights).sum() / weights.sum().clamp(min=1e-9)
+    return Loss(value, {"exact": exact_rows(logits.detach(), targets, weights)})
+
+
+def exact_rows(
+    logits: Float[Tensor, "b t v"], targets: Int[Tensor, "b t"], weights: Float[Tensor, "b t"]
+) -> Float[Tensor, ""]:
+    """Share of rows whose counted targets are all the most likely tokens."""
+    right = (logits.argmax(dim=-1) == targets) | (weights == 0)
+    return right.all(dim=1).float().mean()
 
 
 def decay_groups(module: nn.Module, undecayed: Iterable[nn.Parameter] = ()) -> list[ParameterGroup]:
@@ -342,6 +419,8 @@ class Architecture:
         published: named configurations of the papers, as the keyword arguments of `config`.
         hf: imports of Hugging Face checkpoints, by their `model_type`.
         conversions: conversions of trained models, by the name of their architecture.
+        paper_flops: the rule by which the paper's own cost table counts, made from a config, where that is not the
+            rule of the model's `flops`; it weighs the masked half of attention as it is told to.
     """
 
     config: type[Any]
@@ -352,6 +431,7 @@ class Architecture:
     published: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     hf: Mapping[str, HFImport] = field(default_factory=dict)
     conversions: Mapping[str, Conversion] = field(default_factory=dict)
+    paper_flops: Callable[[Any], FlopFormulas] | None = None
 
 
 def parameters_of(phase: Phase) -> Iterator[nn.Parameter]:

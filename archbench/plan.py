@@ -14,8 +14,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from archbench import checkpoint, registry, sizes
-from archbench.cell import Budget, Cell, Training, measuring_source
+from archbench import checkpoint, pretrained, registry, sizes
+from archbench.cell import Cell, Training, measuring_source, parse_training
 from archbench.codec import Codec, codec_from
 from archbench.data.corpus import Corpus, load_corpus
 from archbench.errors import CheckpointError, ConfigError, SuiteError, suggestion
@@ -32,18 +32,29 @@ class Job:
     metric: str
     settings: Any
     timed: bool
+    trained: bool
     reason: str | None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
+    """`notices` say which optional cells were left out, and why."""
+
     suite: Suite
     cells: tuple[Cell, ...]
     jobs: tuple[Job, ...]
+    notices: tuple[str, ...] = ()
 
     @property
     def id(self) -> str:
         return _digest(sorted(job.id for job in self.jobs))[:8]
+
+    @property
+    def trained_cells(self) -> list[Cell]:
+        """The cells that must be trained, each once; what is asked of the others needs no weights, or they have them."""
+        asked = {job.cell.address for job in self.jobs if job.trained and job.reason is None}
+        found = {cell.address: cell for cell in self.cells if cell.address in asked and not cell.pretrained}
+        return list(found.values())
 
 
 def make_plan(suite: Suite, only: Sequence[str] = ()) -> Plan:
@@ -53,7 +64,8 @@ def make_plan(suite: Suite, only: Sequence[str] = ()) -> Plan:
         SuiteError: a name, key or value does not exist or is impossible; the message names file and place.
     """
     asked = _metric_settings(suite)
-    cells = _only(_cells(suite, list(asked)), only)
+    left_out = {pretrained.label_of(entry): reason for entry in entries(suite) if (reason := pretrained.absent(entry))}
+    cells = _only(_cells(suite, list(asked)), only, left_out)
     timed_with = sorted(
         cell.address for cell in cells for name in cell.metrics if registry.metric(name).timed
     )  # timed metrics interleave their cells, so their samples belong to that company
@@ -70,10 +82,12 @@ def make_plan(suite: Suite, only: Sequence[str] = ()) -> Plan:
                     metric=name,
                     settings=settings,
                     timed=metric.timed,
+                    trained=metric.trained,
                     reason=metric.cannot(traits, settings),
                 )
             )
-    return Plan(suite=suite, cells=tuple(cells), jobs=tuple(jobs))
+    notices = tuple(f"{label} is left out: {reason}" for label, reason in left_out.items())
+    return Plan(suite=suite, cells=tuple(cells), jobs=tuple(jobs), notices=notices)
 
 
 @cache
@@ -101,6 +115,10 @@ def _cells(suite: Suite, metrics: list[str]) -> list[Cell]:
                 )
         training = _training(suite, entry, where)
         corpus = corpus_of(entry.corpus or suite.corpus)
+        if entry.pretrained is not None:
+            if not pretrained.absent(entry):
+                cells.append(_pretrained(suite, entry, training, corpus, metrics, where))
+            continue
         codec = entry.codec or suite.codec
         found = codec_from(codec, corpus)
         if entry.start_from is None:
@@ -109,6 +127,7 @@ def _cells(suite: Suite, metrics: list[str]) -> list[Cell]:
         else:
             config, start_sha256 = _start(entry, Path(entry.start_from), found, where)
             size, residual = "custom", 0.0
+        _check_exercise(training, entry.architecture, config, found, corpus, where)
         for seed in suite.seeds:
             cells.append(
                 Cell(
@@ -134,8 +153,39 @@ def _cells(suite: Suite, metrics: list[str]) -> list[Cell]:
 def _training(suite: Suite, entry: CellEntry, where: str) -> Training:
     data = {**suite.training, **entry.training}
     place = f"{where}.training" if entry.training else f"{suite.path}: training"
-    data["budget"] = parse(Budget, data.get("budget"), f"{place}.budget")
-    return parse(Training, data, place)
+    training = parse_training(data, place)
+    if not training.budget.amount:
+        raise SuiteError(
+            f"{place}.budget.{training.budget.unit}: 0; must be above 0; to measure a checkpoint as it is, name its "
+            "folder by pretrained"
+        )
+    return training
+
+
+def _check_exercise(
+    training: Training, architecture: str, config: Any, codec: Codec, corpus: Corpus, where: str
+) -> None:
+    """Raises SuiteError when a cell cannot learn its task: before anything runs."""
+    exercise = training.task
+    if exercise is None:
+        return
+    traits = registry.architecture(architecture).traits(config)
+    place = f"{where}.training.task"
+    if not traits.answers:
+        raise SuiteError(f"{place}: {architecture} cannot learn answers alone; leave the cell out of this suite")
+    if not traits.repeats and any(stage.replay > 1 for stage in exercise.stages):
+        raise SuiteError(
+            f"{place}.stages: replay; {architecture}, so configured, has no memory that adds "
+            "up, so nothing can be repeated in it; set replay to 1"
+        )
+    if exercise.context != training.context:
+        raise SuiteError(
+            f"{where}.training.context: {training.context}; the longest stage has {exercise.context}; make them equal"
+        )
+    try:
+        exercise.lessons(codec, corpus, place)
+    except ConfigError as error:
+        raise SuiteError(str(error)) from None
 
 
 def _config(suite: Suite, entry: CellEntry, vocab_size: int, context: int, where: str) -> tuple[Any, str, float]:
@@ -180,9 +230,22 @@ def _start(entry: CellEntry, folder: Path, codec: Codec, where: str) -> tuple[An
     return parse(architecture.config, {**dataclasses.asdict(config), **entry.model}, f"{where}.model"), sha256
 
 
-def _only(cells: list[Cell], only: Sequence[str]) -> list[Cell]:
+def _pretrained(
+    suite: Suite, entry: CellEntry, training: Training, corpus: Corpus, metrics: list[str], where: str
+) -> Cell:
+    try:
+        return pretrained.cell_of(suite, entry, training, corpus, metrics)
+    except CheckpointError as error:
+        raise SuiteError(f"{where}.pretrained: {error}") from None
+    except ConfigError as error:
+        raise SuiteError(f"{where}.{error}") from None
+
+
+def _only(cells: list[Cell], only: Sequence[str], left_out: Mapping[str, str]) -> list[Cell]:
     names = {name for cell in cells for name in (cell.label, cell.architecture)}
     for name in only:
+        if name in left_out:
+            raise SuiteError(f"--only {name}: {left_out[name]}")
         if name not in names:
             raise SuiteError(f"--only {name}: no such cell in this suite; {suggestion(name, names)}")
     return [cell for cell in cells if not only or cell.label in only or cell.architecture in only]

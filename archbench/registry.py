@@ -1,8 +1,8 @@
-"""Finds architectures and metrics by name: our own files, and what other packages register.
+"""Finds architectures, metrics and tasks by name: our own files, and what other packages register.
 
-A file in `archbench/architectures` or `archbench/metrics` is found by existing; its name is the architecture's or
-metric's name. Other packages use the entry-point groups `archbench.architectures` and `archbench.metrics` and get the
-same treatment. While an architecture is being written, the path of its .py file serves as its name.
+A file in `archbench/architectures`, `archbench/metrics` or `archbench/tasks` is found by existing; its name is the
+architecture's, metric's or task's name. Other packages use the entry-point groups of the same names
+(`archbench.architectures`) and get the same treatment. While an architecture is being written, the path of its .py file serves as its name.
 """
 
 from __future__ import annotations
@@ -22,8 +22,9 @@ from archbench.errors import ConfigError, suggestion
 _ARCHITECTURES = "archbench.architectures"
 
 if TYPE_CHECKING:
-    from archbench.metric import Metric, TimedMetric
+    from archbench.metric import DesignMetric, Metric, TimedMetric
     from archbench.model import Architecture
+    from archbench.task import Task
 
 
 def architectures() -> list[str]:
@@ -34,6 +35,11 @@ def architectures() -> list[str]:
 def metrics() -> list[str]:
     """Names of all metrics there are, without importing any."""
     return _names("metrics")
+
+
+def tasks() -> list[str]:
+    """Names of all tasks there are, without importing any."""
+    return _names("tasks")
 
 
 @cache
@@ -47,9 +53,15 @@ def architecture(name: str) -> Architecture:
 
 
 @cache
-def metric(name: str) -> Metric | TimedMetric:
+def metric(name: str) -> Metric | TimedMetric | DesignMetric:
     """The metric of that name. Raises ConfigError when there is none."""
     return _found("metrics", name, "METRIC")
+
+
+@cache
+def task(name: str) -> Task:
+    """The task of that name. Raises ConfigError when there is none."""
+    return _found("tasks", name, "TASK")
 
 
 def source_files(architecture_name: str) -> list[Path]:

@@ -24,9 +24,10 @@ from jaxtyping import Float, Int
 from torch import Generator, Tensor, nn
 
 from archbench.errors import ConfigError
-from archbench.layers import Embedding, Linear, RMSNorm, Stack, SwiGLU, residual_std, rotary_angles, rotate
-from archbench.model import AutoregressiveModel
+from archbench.layers import Embedding, Frontend, Linear, RMSNorm, Stack, SwiGLU, residual_std, rotary_angles, rotate
+from archbench.model import AutoregressiveModel, AutoregressiveState
 from archbench.ops.attention import causal_attention, causal_attention_flops
+from archbench.state import State
 
 
 def stretches(n: int, filled: int, length: int) -> list[int]:
@@ -100,6 +101,7 @@ class SegmentConfig:
         n_kv_heads, d_ffn: None mean n_heads and 8/3 d_model rounded up to 8.
         segment: tokens of a segment.
         rotary: rotary positions inside a segment; False leaves attention without positions.
+        frontend_conv: tokens that the convolution in front of the first layer spans; 0 for none.
     """
 
     kind: ClassVar[str]
@@ -117,6 +119,7 @@ class SegmentConfig:
     norm_eps: float = 1e-5
     tie_embeddings: bool = False
     boundary: int = 0
+    frontend_conv: int = 0
 
     def __post_init__(self) -> None:
         for name in ("vocab_size", "d_model", "n_layers", "n_heads", "kv_heads", "ffn_width", "segment"):
@@ -137,6 +140,8 @@ class SegmentConfig:
             raise ConfigError(f"{self.kind}.norm_eps: {self.norm_eps}; must be above 0")
         if not 0 <= self.boundary < self.vocab_size:
             raise ConfigError(f"{self.kind}.boundary: {self.boundary}; must lie in [0, {self.vocab_size})")
+        if self.frontend_conv and self.frontend_conv < 2:
+            raise ConfigError(f"{self.kind}.frontend_conv: {self.frontend_conv}; must be at least 2, or 0 for none")
 
     @property
     def head_dim(self) -> int:
@@ -156,7 +161,8 @@ class SegmentConfig:
         d = self.d_model
         attention = (2 * self.n_heads + 2 * self.kv_heads) * self.head_dim * d
         block = attention + 3 * d * self.ffn_width + 2 * d
-        return (1 if self.tie_embeddings else 2) * self.vocab_size * d + self.n_layers * block + d
+        front = Frontend.parameters_of(d, self.frontend_conv)
+        return (1 if self.tie_embeddings else 2) * self.vocab_size * d + front + self.n_layers * block + d
 
     @property
     def segment_numbers(self) -> int:
@@ -194,6 +200,11 @@ class SegmentAttention(nn.Module, ABC):
     @abstractmethod
     def flops(self, n: int, context: int, causal: float) -> float:
         """FLOPs of n tokens of one row after `context` tokens."""
+
+    def lasting(self, state: Any) -> State:
+        """What of the layer's state outlives the open segment: nothing, unless a layer carries something on."""
+        del state
+        return ()
 
     def empty_segment(self, batch_size: int) -> SegmentCache:
         weight = self.qkv.weight
@@ -303,31 +314,39 @@ class SegmentModel(AutoregressiveModel):
         )
         if config.tie_embeddings:
             self.unembedding.weight = self.embedding.weight
+        self.frontend = Frontend(config.d_model, config.frontend_conv, generator)
 
     def initial_layers(self, batch_size: int) -> tuple[Any, ...]:
-        return tuple(block.attention.initial_state(batch_size) for block in self.blocks)
+        states = (block.attention.initial_state(batch_size) for block in self.blocks)
+        return (*states, *self.frontend.initial_state(batch_size))
 
     def hidden(
         self, tokens: Int[Tensor, "b t"], layers: tuple[Any, ...]
     ) -> tuple[Float[Tensor, "b t d"], tuple[Any, ...]]:
-        config = self.config
-        x = self.embedding(tokens)
-        angles = None
-        if config.rotary:
-            angles = segment_angles(
-                tokens.shape[1], layers[0].filled, config.segment, config.head_dim, config.rope_theta, x.device
-            )
+        x, window = self.frontend(self.embedding(tokens), layers[len(self.blocks) :])
+        angles = self.angles(tokens.shape[1], layers[0].filled, x.device)
         states = []
-        for block, state in zip(self.blocks, layers, strict=True):
+        for block, state in zip(self.blocks, layers, strict=False):
             x, state = block(x, state, angles)
             states.append(state)
-        return self.norm(x), tuple(states)
+        return self.norm(x), (*states, *window)
+
+    def angles(self, n: int, filled: int, device: torch.device) -> Angles | None:
+        """What rotates the queries and keys of n new tokens, if the model has positions."""
+        config = self.config
+        if not config.rotary:
+            return None
+        return segment_angles(n, filled, config.segment, config.head_dim, config.rope_theta, device)
 
     def logits(self, hidden: Float[Tensor, "*n d"]) -> Float[Tensor, "*n v"]:
         return self.unembedding(hidden)
 
+    def lasting(self, state: AutoregressiveState) -> State:
+        kept = (block.attention.lasting(layer) for block, layer in zip(self.blocks, state.layers, strict=False))
+        return (*kept, *state.layers[len(self.blocks) :])
+
     def hidden_flops(self, n: int, context: int, causal: float) -> float:
-        return sum(block.flops(n, context, causal) for block in self.blocks)
+        return self.frontend.flops(n) + sum(block.flops(n, context, causal) for block in self.blocks)
 
     def logits_flops(self) -> float:
         return float(self.unembedding.flops(1))

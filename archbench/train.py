@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from archbench.cell import Precision, Training
 from archbench.checkpoint import PARTIAL, load_tensors, load_weights, save_tensors
-from archbench.data.windows import Windows
+from archbench.data.examples import Examples, Rows
 from archbench.errors import ArchbenchError, CheckpointError, ConfigError, TrainingError
 from archbench.history import History, Point
 from archbench.model import Batch, Loss, Phase, SequenceModel, parameters_of
@@ -80,7 +80,7 @@ class Stopped(ArchbenchError):
 
 def train(
     model: SequenceModel,
-    windows: Windows,
+    examples: Examples,
     training: Training,
     *,
     lookahead: int = 1,
@@ -92,7 +92,7 @@ def train(
 ) -> History:
     """Trains `model` in place until its budget is spent and returns the log.
 
-    `lookahead` is the model's trait: windows are that many tokens longer than the context. `folder` receives partial
+    `lookahead` is the model's trait: rows are that many tokens longer than the context. `folder` receives partial
     checkpoints, one each `save_every_s` seconds of training; a partial checkpoint found there is continued. Once `stop`
     says so, a last one is written and training ends.
 
@@ -101,14 +101,14 @@ def train(
         TrainingError: the loss or a gradient is not finite; the message names phase and step.
         CheckpointError: the partial checkpoint is damaged.
     """
-    return _Trainer(model, windows, training, lookahead, seed, folder, notify, save_every_s, stop).run()
+    return _Trainer(model, examples, training, lookahead, seed, folder, notify, save_every_s, stop).run()
 
 
 class _Trainer:
     def __init__(
         self,
         model: SequenceModel,
-        windows: Windows,
+        examples: Examples,
         training: Training,
         lookahead: int,
         seed: int,
@@ -117,13 +117,13 @@ class _Trainer:
         save_every_s: float,
         stop: Callable[[], bool],
     ) -> None:
-        self.model, self.windows, self.training = model, windows, training
+        self.model, self.examples, self.training = model, examples, training
         self.lookahead, self.seed = lookahead, seed
         self.folder, self.notify, self.save_every_s, self.stop = folder, notify, save_every_s, stop
         self.mean = _Mean()
         self.phases = model.phases()
         _check_phases(self.phases)
-        self.flops_per_step = model.flops().training(training.context) * training.batch
+        self.flops_per_row = {examples.context: model.flops().training(examples.context)}
         self.totals = Totals()
         self.phase_index = 0
         self.history = History(threads=torch.get_num_threads(), device=model.device.type)
@@ -157,7 +157,8 @@ class _Trainer:
         next_point = self._point_after(self._spent())
         while (spent := self._spent()) < begin + phase.share - 1e-12:
             progress = (spent - begin) / phase.share
-            rate = self.training.learning_rate * schedule(progress, self.training.warmup, self.training.final)
+            share = schedule(progress, self.training.warmup, self.training.final, self.training.decay)
+            rate = self.training.learning_rate * share
             loss = self._step(phase, optimizer, trained, progress, rate)
             value = self.mean.add(loss)
             if not math.isfinite(value):
@@ -186,10 +187,10 @@ class _Trainer:
         rate: float,
     ) -> Loss:
         step, device = self.totals.step, self.model.device
-        tokens = self.windows.batch_at(step, self.lookahead).to(device)
+        rows, context = self.examples.rows_at(step, self.lookahead), self.examples.context
         generator = torch.Generator(device).manual_seed((self.seed << 32) + step)
         with autocast(self.history.precision, device):
-            loss = phase.loss(Batch(tokens, progress, generator))
+            loss = phase.loss(_batch(rows, progress, generator))
         if optimizer is not None:
             optimizer.zero_grad(set_to_none=True)
             loss.value.backward()
@@ -202,10 +203,17 @@ class _Trainer:
                 group["lr"] = rate * group["lr_scale"]
             optimizer.step()
         self.totals.step += 1
-        self.totals.tokens += self.training.batch * self.training.context
-        self.totals.bytes += self.windows.bytes_at(step)
-        self.totals.flops += self.flops_per_step
-        return loss
+        self.totals.tokens += len(rows.tokens) * context
+        self.totals.bytes += self.examples.bytes_at(step)
+        self.totals.flops += len(rows.tokens) * self._flops_of_row(context)
+        logged = loss._replace(parts={**loss.parts, **self.examples.parts()})
+        self.examples.told(loss.parts)
+        return logged
+
+    def _flops_of_row(self, context: int) -> float:
+        if context not in self.flops_per_row:
+            self.flops_per_row[context] = self.model.flops().training(context)
+        return self.flops_per_row[context]
 
     def _spent(self) -> float:
         budget = self.training.budget
@@ -232,7 +240,7 @@ class _Trainer:
 
     def _choose_precision(self) -> None:
         precision, reason = choose_precision(
-            self.training.precision, self.model, self.phases[0], self.windows.batch_at(0, self.lookahead)
+            self.training.precision, self.model, self.phases[0], self.examples.rows_at(0, self.lookahead)
         )
         self.history.precision, self.history.precision_reason = precision, reason
         dtype = torch.bfloat16 if precision == "bf16-mixed" else torch.float32
@@ -249,7 +257,7 @@ class _Trainer:
             for key, value in state.items():
                 tensors[f"optimizer.{key}.{names[id(parameter)]}"] = value
         facts = {"totals": asdict(self.totals), "phase": self.phase_index, "mean": asdict(self.mean)}
-        facts["history"] = self.history.to_json()
+        facts["history"], facts["examples"] = self.history.to_json(), self.examples.position()
         save_tensors(self.folder / PARTIAL, tensors, facts)
 
     def _resume(self) -> dict[str, Tensor] | None:
@@ -264,6 +272,7 @@ class _Trainer:
             self.totals = Totals(**facts["totals"])
             self.phase_index = facts["phase"]
             self.mean = _Mean(**facts["mean"])
+            self.examples.go_to(facts["examples"])
             self.history = History.from_json(facts["history"], path)
         except (KeyError, TypeError) as error:
             raise CheckpointError(f"{path}: no training position in it ({error}); delete it and run again") from None
@@ -289,15 +298,26 @@ class _Clock:
         self.wall, self.cpu = wall, cpu
 
 
-def schedule(progress: float, warmup: float, final: float) -> float:
-    """Multiple of the peak learning rate at `progress` in [0, 1]: linear up over `warmup`, then a cosine to `final`.
+def schedule(progress: float, warmup: float, final: float, decay: float = 1.0) -> float:
+    """Multiple of the peak learning rate at `progress` in [0, 1]: linear up over `warmup`, then one, and over the last
+    `decay` (1: from the warm-up on) a cosine to `final`.
 
     Source: Loshchilov & Hutter 2017, eq. 5, without restarts.
     """
     if progress < warmup:
         return max(progress, 1e-3 * warmup) / warmup
-    fraction = (progress - warmup) / (1 - warmup)
+    begin = max(warmup, 1 - decay)
+    if progress < begin:
+        return 1.0
+    fraction = (progress - begin) / (1 - begin)
     return final + (1 - final) * 0.5 * (1 + math.cos(math.pi * min(1.0, fraction)))
+
+
+def _batch(rows: Rows, progress: float, generator: torch.Generator) -> Batch:
+    """Rows on the generator's device, as the loss takes them."""
+    tokens, weights, repeats = (None if part is None else part.to(generator.device) for part in rows)
+    assert tokens is not None
+    return Batch(tokens, progress, generator, weights, repeats)
 
 
 def autocast(precision: str, device: torch.device) -> contextlib.AbstractContextManager[Any]:
@@ -307,7 +327,7 @@ def autocast(precision: str, device: torch.device) -> contextlib.AbstractContext
     return contextlib.nullcontext()
 
 
-def choose_precision(wish: Precision, model: SequenceModel, phase: Phase, tokens: Tensor) -> tuple[str, str]:
+def choose_precision(wish: Precision, model: SequenceModel, phase: Phase, rows: Rows) -> tuple[str, str]:
     """The precision to train in, and why. "auto" times forward and backward in both, in alternating pairs."""
     if wish != "auto":
         return wish, "set in the suite"
@@ -322,7 +342,7 @@ def choose_precision(wish: Precision, model: SequenceModel, phase: Phase, tokens
         for precision in times:
             begin = time.thread_time() if torch.get_num_threads() == 1 else time.perf_counter()
             with autocast(precision, device):
-                loss = phase.loss(Batch(tokens, 0.0, torch.Generator().manual_seed(pair)))
+                loss = phase.loss(_batch(rows, 0.0, torch.Generator().manual_seed(pair)))
             loss.value.backward()
             end = time.thread_time() if torch.get_num_threads() == 1 else time.perf_counter()
             times[precision].append(end - begin)

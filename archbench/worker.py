@@ -1,10 +1,11 @@
-"""The work of a run, as functions of plain data: train a cell and measure it, or time several cells together.
+"""The work of a run, as functions of plain data: train a cell and measure it, time several cells together, or measure
+cells that nobody trains.
 
 Run as `python -m archbench.worker` it reads one JSON task from its standard input and writes events as JSON lines to
 its standard output; when its input closes, its parent is gone, and it ends at once. The same functions serve the
 in-process executor and remote ones.
 
-Events: {"event": "progress" | "trained" | "measured" | "failed" | "notice" | "done", ...}.
+Events: {"event": "progress" | "trained" | "counting" | "measured" | "failed" | "notice" | "done", ...}.
 """
 
 from __future__ import annotations
@@ -24,13 +25,16 @@ from typing import Any
 
 import torch
 
-from archbench import checkpoint, registry
+from archbench import checkpoint, pretrained, registry
 from archbench.cell import Cell
-from archbench.codec import codec_from
+from archbench.codec import Codec, codec_from
+from archbench.curriculum import Curriculum
+from archbench.data.corpus import Corpus
+from archbench.data.examples import Examples
 from archbench.data.windows import Windows, tokenize
 from archbench.environment import describe
 from archbench.errors import ArchbenchError, CheckpointError
-from archbench.metric import Measurement, Subject
+from archbench.metric import Design, Measurement, Subject
 from archbench.model import SequenceModel
 from archbench.ops import backends
 from archbench.parse import parse
@@ -49,6 +53,8 @@ def work(task: dict[str, Any], emit: Emit) -> None:
     torch.set_num_threads(task["threads"])
     if task["kind"] == "cell":
         _train_and_measure(task, emit)
+    elif task["kind"] == "designs":
+        _measure_designs(task, emit)
     else:
         _time_together(task, emit)
     emit({"event": "done"})
@@ -89,9 +95,11 @@ def _train(cell: Cell, folder: Path, task: dict[str, Any], emit: Emit) -> None:
             f"corpus {cell.corpus}: has changed since the run was planned ({corpus.sha256[:12]} instead of "
             f"{cell.corpus_sha256[:12]}); run the suite again"
         )
+    if cell.pretrained:
+        pretrained.adopt(cell, folder)
+        return
     codec = codec_from(cell.codec, corpus)
-    stream = tokenize(corpus.train, codec, seed=cell.seed)
-    windows = Windows(stream, cell.training.context, cell.training.batch, cell.seed)
+    examples = _examples(cell, codec, corpus)
     model = architecture.build(cell.config, torch.Generator().manual_seed(cell.seed))
     _start(model, cell)
     model.to(_device(task["device"]))
@@ -101,7 +109,7 @@ def _train(cell: Cell, folder: Path, task: dict[str, Any], emit: Emit) -> None:
 
     history = train(
         model,
-        windows,
+        examples,
         cell.training,
         lookahead=architecture.traits(cell.config).lookahead,
         seed=cell.seed,
@@ -122,6 +130,20 @@ def _train(cell: Cell, folder: Path, task: dict[str, Any], emit: Emit) -> None:
     emit({"event": "trained", "cell": task["address"]})
 
 
+def _examples(cell: Cell, codec: Codec, corpus: Corpus) -> Examples:
+    """What the cell is trained on: windows of its corpus, or its task."""
+    training = cell.training
+    if training.task is None:
+        return Windows(tokenize(corpus.train, codec, seed=cell.seed), training.context, training.batch, cell.seed)
+    return Curriculum(
+        training.task.lessons(codec, corpus),
+        tokens_per_step=training.batch * training.context,
+        advance=training.task.advance,
+        seed=cell.seed,
+        token_bytes=codec.token_bytes(),
+    )
+
+
 def _start(model: SequenceModel, cell: Cell) -> None:
     """First weights are those of the checkpoint that the cell starts from, if it does."""
     if cell.start_from is None:
@@ -135,6 +157,32 @@ def _start(model: SequenceModel, cell: Cell) -> None:
         )
     tensors, _ = checkpoint.load_tensors(folder / checkpoint.WEIGHTS)
     checkpoint.load_weights(model, tensors, folder / checkpoint.WEIGHTS)
+
+
+def _measure_designs(task: dict[str, Any], emit: Emit) -> None:
+    for number, job in enumerate(task["jobs"], start=1):
+        try:
+            cell = Cell.from_dict(job["cell"])
+            metric = registry.metric(job["metric"])
+            settings = parse(metric.settings, job["settings"], f"metrics.{job['metric']}")
+            found = list(metric.measure(_design(cell), settings))  # type: ignore[union-attr, arg-type]
+        except Exception as error:
+            emit({"event": "failed", "job": job["id"], "reason": _reason(error)})
+        else:
+            emit(_measured(job["id"], found, {}))
+        emit({"event": "counting", "log": task["log"], "done": number / len(task["jobs"])})
+
+
+def _design(cell: Cell) -> Design:
+    return Design(
+        label=cell.label,
+        architecture=cell.architecture,
+        config=cell.config,
+        traits=registry.architecture(cell.architecture).traits(cell.config),
+        context=cell.training.context,
+        batch=cell.training.batch,
+        tokens=cell.training.budget.tokens,
+    )
 
 
 def _time_together(task: dict[str, Any], emit: Emit) -> None:
@@ -173,6 +221,7 @@ def _subject(cell: Cell, folder: Path, device: str) -> Subject:
         batch=cell.training.batch,
         seed=cell.seed,
         folder=folder,
+        exercise=cell.training.task,
     )
 
 

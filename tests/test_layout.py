@@ -11,10 +11,10 @@ PACKAGE = Path(archbench.__file__).parent
 LEVELS = {
     0: "errors stats environment record history parse",
     1: "state sampling model data codec",
-    2: "layers segments drafting ops foreign operators flops roofline generation prompts contract",
-    3: "registry metric architectures metrics sizes",
+    2: "layers segments drafting ops foreign operators flops roofline power generation prompts contract task tasks curriculum",
+    3: "registry metric architectures metrics sizes exercise",
     4: "timing",
-    5: "cell suite plan checkpoint train estimate",
+    5: "cell suite pretrained plan checkpoint train estimate",
     6: "worker executors run report integrations writing doctor conversion",
     7: "display cli",
 }

@@ -39,7 +39,7 @@ from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Generator, Tensor, nn
 
 from archbench.architectures import transformer
@@ -217,19 +217,57 @@ class InfiniAttention(SegmentAttention):
         return LayerState(self.empty_segment(batch_size), memory, memory.clone(), 0)
 
     def forward(
-        self, x: Float[Tensor, "b t d"], state: LayerState, angles: Angles | None
+        self,
+        x: Float[Tensor, "b t d"],
+        state: LayerState,
+        angles: Angles | None,
+        repeats: Float[Tensor, "b t"] | None = None,
     ) -> tuple[Float[Tensor, "b t d"], LayerState]:
-        mixed = []
+        """`repeats` says how often each token is written."""
+        mixed, read_so_far = [], 0
+        # A call that never leaves the first segment says nothing about the memory: gates learn nothing from it.
+        alone = not state.n_finished and state.filled + x.shape[1] <= self.segment
         for stretch in self.stretches(x, state.filled):
+            here = slice(read_so_far, read_so_far := read_so_far + stretch.shape[1])
             q, k, v = self.rows(stretch)
             local, cache = self.attend(q, k, v, state.cache, angles)
             g = self._weight_of_memory(q, state.n_finished, x.shape[0])
+            g = g.detach() if alone else g
             with _without_autocast(x):
-                recalled, state = self._recall(q, k, v, state)
+                recalled, state = self._recall(q, k, v, state, None if repeats is None else repeats[:, here])
             state = state._replace(cache=cache)
             rows = ((1 - g) * local + g * recalled).to(local.dtype)
             mixed.append(self.joined(rows, x.shape[0]))
         return self.out(torch.cat(mixed, dim=1)), state
+
+    def lasting(self, state: LayerState) -> Tensor:
+        return state.memory
+
+    @property
+    def adds_up(self) -> bool:
+        """The memory is one sum over all earlier tokens, through which gradients pass unhindered."""
+        return self.update == "linear" and self.bptt_segments is None
+
+    def last_segment(
+        self, x: Float[Tensor, "b t d"], angles: Angles | None, repeats: Float[Tensor, "b t"] | None
+    ) -> Float[Tensor, "b n d"]:
+        """What `forward` gives for the last of several whole segments of a new text, if the memory `adds_up`: the
+        others' queries, local attention and outputs are left out. Source of the shortcut: none of them is read."""
+        b, n, g = len(x), self.segment, self.n_kv_heads
+        past, own = x[:, :-n], x[:, -n:]
+        pairs = F.linear(past, self.qkv.weight[self.n_heads * self.head_dim :]).view(b, -1, 2 * g, self.head_dim)
+        k, v = pairs.transpose(1, 2).split(g, dim=1)
+        (stretch,) = self.stretches(own, 0)
+        queries, own_keys, own_values = self.rows(stretch)
+        local, _ = self.attend(queries, own_keys, own_values, self.empty_segment(b), angles)
+        with _without_autocast(x):
+            keys = features(k)
+            if repeats is not None:
+                keys = keys * repeats[:, None, :-n, None]
+            memory = contribution(keys, v.to(keys.dtype), None, self.eps)
+            recalled = read(features(queries).reshape(b, g, -1, self.head_dim), memory, self.eps).view(queries.shape)
+        weight = self.gate.sigmoid()[:, None, None]
+        return self.out(self.joined(((1 - weight) * local + weight * recalled).to(local.dtype), b))
 
     def _weight_of_memory(
         self, rows: Float[Tensor, "r h n e"], n_finished: int, batch_size: int
@@ -247,6 +285,7 @@ class InfiniAttention(SegmentAttention):
         k: Float[Tensor, "r g n e"],
         v: Float[Tensor, "r g n e"],
         state: LayerState,
+        repeats: Float[Tensor, "b t"] | None,
     ) -> tuple[Float[Tensor, "r h n e"], LayerState]:
         """What the memory holds for the queries of one stretch, zero where there is none, and what the stretch makes
         of it. (The open segment's buffer is left to `attend`.)"""
@@ -254,6 +293,8 @@ class InfiniAttention(SegmentAttention):
         # Query heads that share a key-value head stand one below the other.
         queries, keys = features(q).reshape(b, -1, g, q.shape[1] // g * n, e), features(k).view(b, -1, g, n, e)
         values = v.to(keys.dtype).reshape(b, -1, g, n, e)
+        if repeats is not None:
+            keys = keys * repeats.reshape(b, -1, 1, n, 1)
         if n == self.segment:
             reads, memory = self._recall_whole(queries, keys, values, state.memory, state.n_finished)
             state = state._replace(memory=memory, n_finished=state.n_finished + keys.shape[1])
@@ -264,7 +305,7 @@ class InfiniAttention(SegmentAttention):
     def _recall_whole(
         self, q: Tensor, k: Tensor, v: Tensor, memory: Float[Tensor, "b g e w"], n_finished: int
     ) -> tuple[Float[Tensor, "b s g m e"], Float[Tensor, "b g e w"]]:
-        if self.update == "linear" and self.bptt_segments is None:
+        if self.adds_up:
             return recall_in_parallel(q, k, v, memory, n_finished=n_finished, eps=self.eps)
         return recall_in_order(
             q, k, v, memory,
@@ -336,6 +377,26 @@ class Infini(SegmentModel):
         """Weight of the memory in every head of every layer, 0 to 1."""
         return torch.stack([layer.gate.detach().sigmoid() for layer in self.layers()])
 
+    def window_hidden(
+        self, tokens: Int[Tensor, "b t"], n: int, repeats: Float[Tensor, "b t"] | None
+    ) -> Float[Tensor, "b n d"]:
+        """Of the last layer only what the last n positions need, if windows are whole segments."""
+        (b, t), segment = tokens.shape, self.config.segment
+        x, _ = self.frontend(self.embedding(tokens), self.frontend.initial_state(b))
+        angles = self.angles(t, 0, x.device)
+        *below, last = zip(self.blocks, self.layers(), strict=True)
+        for block, attention in below:
+            x = x + attention(block.norm_attention(x), attention.initial_state(b), angles, repeats)[0]
+            x = x + block.ffn(block.norm_ffn(x))
+        block, attention = last
+        seen = block.norm_attention(x)
+        if attention.adds_up and n <= segment < t and t % segment == 0:
+            x = x[:, -segment:] + attention.last_segment(seen, angles, repeats)
+        else:
+            x = x + attention(seen, attention.initial_state(b), angles, repeats)[0]
+        x = x[:, -n:]
+        return self.norm(x + block.ffn(block.norm_ffn(x)))
+
     def phases(self) -> list[Phase]:
         gates = [layer.gate for layer in self.layers()]
         own = {id(gate) for gate in gates}
@@ -391,7 +452,9 @@ _FROM_WITHOUT = Conversion(config=_with_memory, weights=_with_gates)
 ARCHITECTURE = Architecture(
     config=InfiniConfig,
     build=Infini,
-    traits=lambda _config: Traits(likelihood=True, constant_state=True),
+    traits=lambda config: Traits(
+        likelihood=True, constant_state=True, answers=True, repeats=config.update == "linear"
+    ),
     paper="Munkhdalai et al. 2024, Leave No Context Behind: Efficient Infinite Context Transformers with "
     "Infini-attention, 2404.07143",
     candidates=candidates,

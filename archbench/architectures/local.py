@@ -81,7 +81,7 @@ def _same_weights(_config: LocalConfig, weights: Mapping[str, Tensor]) -> dict[s
 ARCHITECTURE = Architecture(
     config=LocalConfig,
     build=Local,
-    traits=lambda _config: Traits(likelihood=True, constant_state=True),
+    traits=lambda _config: Traits(likelihood=True, constant_state=True, answers=True),
     paper="the segment-local control of Munkhdalai et al. 2024, Leave No Context Behind, 2404.07143",
     candidates=candidates,
     conversions={"transformer": Conversion(config=_carried, weights=_same_weights)},

@@ -314,7 +314,7 @@ def _table(d_model: int, n_layers: int, vocab_size: int) -> dict[str, int]:
 ARCHITECTURE = Architecture(
     config=MambaConfig,
     build=Mamba,
-    traits=lambda _config: Traits(likelihood=True, constant_state=True),
+    traits=lambda _config: Traits(likelihood=True, constant_state=True, answers=True),
     paper="Gu & Dao 2023, Mamba: Linear-Time Sequence Modeling with Selective State Spaces, 2312.00752",
     candidates=candidates,
     published={

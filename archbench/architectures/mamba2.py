@@ -388,7 +388,7 @@ def _released(d_model: int, n_layers: int) -> dict[str, int]:
 ARCHITECTURE = Architecture(
     config=Mamba2Config,
     build=Mamba2,
-    traits=lambda _config: Traits(likelihood=True, constant_state=True),
+    traits=lambda _config: Traits(likelihood=True, constant_state=True, answers=True),
     paper="Dao & Gu 2024, Transformers are SSMs: Generalized Models and Efficient Algorithms, 2405.21060",
     candidates=candidates,
     published={

@@ -182,6 +182,9 @@ class KnnAttention(SegmentAttention):
         nothing = torch.zeros(batch_size, self.n_kv_heads, 0, self.head_dim, device=weight.device, dtype=wide)
         return LayerState(self.empty_segment(batch_size), Kept(nothing, nothing.clone()))
 
+    def lasting(self, state: LayerState) -> Kept:
+        return state.kept
+
     def forward(
         self, x: Float[Tensor, "b t d"], state: LayerState, angles: Angles | None
     ) -> tuple[Float[Tensor, "b t d"], LayerState]:
@@ -335,7 +338,7 @@ def _table(segment: int, memory: int) -> dict[str, int]:
 ARCHITECTURE = Architecture(
     config=MemorizingConfig,
     build=MemorizingTransformer,
-    traits=lambda _config: Traits(likelihood=True),
+    traits=lambda _config: Traits(likelihood=True, answers=True),
     paper="Wu et al. 2022, Memorizing Transformers, 2203.08913",
     candidates=candidates,
     published={

@@ -28,6 +28,7 @@ from archbench.errors import ConfigError, ContextOverflow
 from archbench.foreign import Sources, boundary_token, integer, number, only, rename
 from archbench.layers import (
     Embedding,
+    Frontend,
     KVCache,
     Linear,
     RMSNorm,
@@ -38,13 +39,19 @@ from archbench.layers import (
     rotary_angles,
     rotate,
 )
-from archbench.model import Architecture, AutoregressiveModel, HFImport, Traits
+from archbench.model import Architecture, AutoregressiveModel, AutoregressiveState, HFImport, Traits
 from archbench.ops.attention import causal_attention, causal_attention_flops
 
 
 @dataclass(frozen=True, kw_only=True)
 class TransformerConfig:
-    """Sizes of a Transformer. `n_kv_heads` and `d_ffn` None mean n_heads and 8/3 d_model rounded up to 8."""
+    """Sizes of a Transformer.
+
+    Attributes:
+        n_kv_heads, d_ffn: None mean n_heads and 8/3 d_model rounded up to 8.
+        rotary: rotary positions; False leaves attention without positions, which then only the causal mask gives.
+        frontend_conv: tokens that the convolution in front of the first layer spans; 0 for none.
+    """
 
     vocab_size: int
     d_model: int = 128
@@ -57,6 +64,8 @@ class TransformerConfig:
     tie_embeddings: bool = False
     max_context: int | None = None
     boundary: int = 0
+    rotary: bool = True
+    frontend_conv: int = 0
 
     def __post_init__(self) -> None:
         for name in ("vocab_size", "d_model", "n_layers", "n_heads", "kv_heads", "ffn_width"):
@@ -64,7 +73,7 @@ class TransformerConfig:
                 raise ConfigError(f"transformer.{name}: {getattr(self, name)}; must be at least 1")
         if self.d_model % self.n_heads:
             raise ConfigError(f"transformer.n_heads: {self.n_heads} does not divide d_model {self.d_model}")
-        if self.head_dim % 2:
+        if self.rotary and self.head_dim % 2:
             raise ConfigError(
                 f"transformer.n_heads: {self.n_heads} gives heads of odd width {self.head_dim}; rotary positions need "
                 "an even width"
@@ -79,6 +88,8 @@ class TransformerConfig:
             raise ConfigError(f"transformer.max_context: {self.max_context}; must be at least 1, or left out")
         if not 0 <= self.boundary < self.vocab_size:
             raise ConfigError(f"transformer.boundary: {self.boundary}; must lie in [0, {self.vocab_size})")
+        if self.frontend_conv and self.frontend_conv < 2:
+            raise ConfigError(f"transformer.frontend_conv: {self.frontend_conv}; must be at least 2, or 0 for none")
 
     @property
     def head_dim(self) -> int:
@@ -98,7 +109,8 @@ class TransformerConfig:
         d = self.d_model
         attention = (2 * self.n_heads + 2 * self.kv_heads) * self.head_dim * d
         block = attention + 3 * d * self.ffn_width + 2 * d
-        return (1 if self.tie_embeddings else 2) * self.vocab_size * d + self.n_layers * block + d
+        front = Frontend.parameters_of(d, self.frontend_conv)
+        return (1 if self.tie_embeddings else 2) * self.vocab_size * d + front + self.n_layers * block + d
 
 
 class Attention(nn.Module):
@@ -114,15 +126,17 @@ class Attention(nn.Module):
     def forward(
         self,
         x: Float[Tensor, "b t d"],
-        angles: tuple[Float[Tensor, "t e"], Float[Tensor, "t e"]],
+        angles: tuple[Float[Tensor, "t e"], Float[Tensor, "t e"]] | None,
         cache: KVCache,
     ) -> tuple[Float[Tensor, "b t d"], KVCache]:
         b, t, _ = x.shape
         heads = self.qkv(x).view(b, t, -1, self.head_dim).transpose(1, 2)
         q, k, v = heads.split([self.n_heads, self.n_kv_heads, self.n_kv_heads], dim=1)
-        cache = cache.append(rotate(k, angles), v)
+        if angles is not None:
+            q, k = rotate(q, angles), rotate(k, angles)
+        cache = cache.append(k, v)
         keys, values = cache.valid()
-        mixed = causal_attention(rotate(q, angles), keys, values)
+        mixed = causal_attention(q, keys, values)
         return self.out(mixed.transpose(1, 2).reshape(b, t, -1)), cache
 
     def flops(self, n: int, context: int, causal: float) -> float:
@@ -145,7 +159,7 @@ class Block(nn.Module):
     def forward(
         self,
         x: Float[Tensor, "b t d"],
-        angles: tuple[Float[Tensor, "t e"], Float[Tensor, "t e"]],
+        angles: tuple[Float[Tensor, "t e"], Float[Tensor, "t e"]] | None,
         cache: KVCache,
     ) -> tuple[Float[Tensor, "b t d"], KVCache]:
         mixed, cache = self.attention(self.norm_attention(x), angles, cache)
@@ -174,34 +188,42 @@ class Transformer(AutoregressiveModel):
         )
         if config.tie_embeddings:
             self.unembedding.weight = self.embedding.weight
+        self.frontend = Frontend(config.d_model, config.frontend_conv, generator)
 
-    def initial_layers(self, batch_size: int) -> tuple[KVCache, ...]:
+    def initial_layers(self, batch_size: int) -> tuple[Any, ...]:
         weight = self.embedding.weight
         make = partial(empty_cache, batch_size, self.config.kv_heads, self.config.head_dim)
-        return tuple(make(device=weight.device, dtype=weight.dtype) for _ in self.blocks)
+        caches = (make(device=weight.device, dtype=weight.dtype) for _ in self.blocks)
+        return (*caches, *self.frontend.initial_state(batch_size))
 
     def hidden(
-        self, tokens: Int[Tensor, "b t"], layers: tuple[KVCache, ...]
-    ) -> tuple[Float[Tensor, "b t d"], tuple[KVCache, ...]]:
+        self, tokens: Int[Tensor, "b t"], layers: tuple[Any, ...]
+    ) -> tuple[Float[Tensor, "b t d"], tuple[Any, ...]]:
         start, n = layers[0].length, tokens.shape[1]
         limit = self.config.max_context
         if limit is not None and start + n > limit:
             raise ContextOverflow(
                 f"transformer.max_context: {start + n} tokens do not fit into {limit}; raise max_context or feed fewer"
             )
-        x = self.embedding(tokens)
-        angles = rotary_angles(start, n, self.config.head_dim, self.config.rope_theta, x.device)
+        x, window = self.frontend(self.embedding(tokens), layers[len(self.blocks) :])
+        angles = None
+        if self.config.rotary:
+            angles = rotary_angles(start, n, self.config.head_dim, self.config.rope_theta, x.device)
         caches = []
-        for block, cache in zip(self.blocks, layers, strict=True):
+        for block, cache in zip(self.blocks, layers, strict=False):
             x, cache = block(x, angles, cache)
             caches.append(cache)
-        return self.norm(x), tuple(caches)
+        return self.norm(x), (*caches, *window)
 
     def logits(self, hidden: Float[Tensor, "*n d"]) -> Float[Tensor, "*n v"]:
         return self.unembedding(hidden)
 
+    def lasting(self, state: AutoregressiveState) -> tuple[Any, ...]:
+        caches = state.layers[: len(self.blocks)]
+        return (*(cache.valid() for cache in caches), *state.layers[len(self.blocks) :])
+
     def hidden_flops(self, n: int, context: int, causal: float) -> float:
-        return sum(block.flops(n, context, causal) for block in self.blocks)
+        return self.frontend.flops(n) + sum(block.flops(n, context, causal) for block in self.blocks)
 
     def logits_flops(self) -> float:
         return float(self.unembedding.flops(1))
@@ -302,7 +324,7 @@ def _table(d_model: int, n_layers: int, n_heads: int, vocab_size: int = 32_000) 
 ARCHITECTURE = Architecture(
     config=TransformerConfig,
     build=Transformer,
-    traits=lambda config: Traits(likelihood=True, context_limit=config.max_context),
+    traits=lambda config: Traits(likelihood=True, context_limit=config.max_context, answers=True),
     paper="Vaswani et al. 2017, Attention Is All You Need, 1706.03762; as Llama: Touvron et al. 2023, 2302.13971",
     candidates=candidates,
     published={
@@ -313,6 +335,12 @@ ARCHITECTURE = Architecture(
         "mtp-3b": _table(2560, 36, 20),
         "mtp-6.7b": _table(4096, 32, 32),
         "mtp-13b": _table(5120, 40, 40),
+        # Shao et al. 2025 (2510.27688), table 1: the baselines of CALM, with the Llama 3 vocabulary and a padding token.
+        "calm-s": {**_table(768, 12, 16, 128_257), "d_ffn": 2048},
+        "calm-m": {**_table(1024, 16, 16, 128_257), "d_ffn": 2752},
+        "calm-l": {**_table(1536, 16, 16, 128_257), "d_ffn": 4096},
+        # The shape that Munkhdalai et al. 2024 (2404.07143), section 4.1, count memories at, with full attention.
+        "infini-peer": _table(1024, 12, 8),
     },
     hf={"llama": HFImport(config=_from_hf, weights=_from_hf_weights)},
 )

@@ -39,7 +39,7 @@ from torch import Generator, Tensor, nn
 
 from archbench.errors import ConfigError
 from archbench.layers import Embedding, Linear, RMSNorm, Stack, SwiGLU, draw_normal, residual_std
-from archbench.model import Architecture, AutoregressiveModel, FlopFormulas, Traits
+from archbench.model import Architecture, AutoregressiveModel, AutoregressiveState, FlopFormulas, Traits
 from archbench.ops.attention import causal_attention_flops
 
 
@@ -364,6 +364,10 @@ class TransformerXL(AutoregressiveModel):
     def logits(self, hidden: Float[Tensor, "*n d"]) -> Float[Tensor, "*n v"]:
         return self.unembedding(hidden)
 
+    def lasting(self, state: AutoregressiveState) -> tuple[Float[Tensor, "b m 2 h e"], ...]:
+        """The first M places of each buffer: the memory of finished segments, as it is or as it will be."""
+        return tuple(buffer[:, : self.config.memory_length] for buffer in state.layers.buffers)
+
     def undecayed(self) -> Iterable[nn.Parameter]:
         return [self.content_bias, self.distance_bias]
 
@@ -389,7 +393,10 @@ class _Flops(FlopFormulas):
         return 3 * forward - sum(block.attention.constant_flops(context) for block in model.blocks)
 
     def prefill(self, n: int, context: int = 0, causal: float = 0.5) -> float:
-        return self.model.hidden_flops(n, context, causal)
+        """Call by call, since each call projects distances of its own."""
+        model, stop = self.model, context + n
+        starts = range(context, stop, model.prefill_chunk)
+        return sum(model.hidden_flops(min(model.prefill_chunk, stop - at), at, causal) for at in starts)
 
     def decode(self, context: int) -> float:
         return self.model.hidden_flops(1, context, 1.0) + self.model.logits_flops()
@@ -433,7 +440,7 @@ def candidates(vocab_size: int) -> tuple[TransformerXLConfig, ...]:
 ARCHITECTURE = Architecture(
     config=TransformerXLConfig,
     build=TransformerXL,
-    traits=lambda _config: Traits(likelihood=True, constant_state=True),
+    traits=lambda _config: Traits(likelihood=True, constant_state=True, answers=True),
     paper="Dai et al. 2019, Transformer-XL: Attentive Language Models beyond a Fixed-Length Context, 1901.02860",
     candidates=candidates,
     published={

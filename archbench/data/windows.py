@@ -23,6 +23,7 @@ from archbench.codec import BOUNDARY_ID, Codec
 from archbench.data.cache import cache_dir, cache_key, read_array, write_array
 from archbench.data.corpus import Corpus
 from archbench.data.document import Document, utf8_prefix
+from archbench.data.examples import Examples, Rows
 from archbench.errors import DataError
 
 
@@ -76,7 +77,7 @@ def _covers(tokens: np.ndarray, n_bytes: int, n_documents: int, token_bytes: np.
     return int(counts @ token_bytes) == n_bytes and int(counts[BOUNDARY_ID]) == n_documents
 
 
-class Windows:
+class Windows(Examples):
     """Batches of training windows, any step in constant time.
 
     context: tokens a model reads per window. batch: windows per step. lookahead_max: the furthest target any model may
@@ -109,7 +110,10 @@ class Windows:
             raise DataError(f"windows: lookahead is {lookahead}; allowed: 1 to {self.lookahead_max} (lookahead_max)")
         return torch.from_numpy(self._gather(step, 0, self.context + lookahead))
 
-    def bytes_at(self, step: int) -> int:
+    def rows_at(self, step: int, lookahead: int) -> Rows:
+        return Rows(self.batch_at(step, lookahead))
+
+    def bytes_at(self, step: int) -> float:
         """Bytes of raw text under the step's next-token targets: what training on it consumes."""
         targets = self._gather(step, 1, self.context + 1)
         return int(self.stream.token_bytes[targets].sum())

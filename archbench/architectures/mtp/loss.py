@@ -26,19 +26,23 @@ from torch.autograd.function import once_differentiable
 
 
 class Head(NamedTuple):
-    """A head's part of the loss: which stream it reads, how that becomes logits, what it must say (-100: nothing) and
-    its weight."""
+    """A head's part of the loss: which stream it reads, how that becomes logits, what it must say (-100: nothing), its
+    weight, and how much each target counts (None: all alike)."""
 
     stream: int
     logits: Callable[[Float[Tensor, "b t d"]], Float[Tensor, "b t v"]]
     targets: Int[Tensor, "b t"]
     weight: float
+    counts: Float[Tensor, "b t"] | None = None
 
     def loss(self, stream: Float[Tensor, "b t d"]) -> Float[Tensor, ""]:
-        """Mean cross-entropy in nats, unweighted."""
+        """Mean cross-entropy in nats, not yet times `weight`."""
         logits = self.logits(stream).flatten(0, 1)
         wide = logits if logits.dtype == torch.float64 else logits.float()
-        return F.cross_entropy(wide, self.targets.flatten())
+        if self.counts is None:
+            return F.cross_entropy(wide, self.targets.flatten())
+        each = F.cross_entropy(wide, self.targets.flatten(), reduction="none")
+        return (each * self.counts.flatten()).sum() / self.counts.sum().clamp(min=1e-9)
 
 
 def weighted_sum(

@@ -15,8 +15,9 @@ Letters: b batch, t time, d width, v vocabulary, k tokens of a block, n heads.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -41,6 +42,7 @@ from archbench.model import (
     ParameterGroup,
     Phase,
     SequenceModel,
+    Speculative,
     decay_groups,
 )
 from archbench.sampling import Sampling
@@ -65,7 +67,7 @@ class _Read(NamedTuple):
     where: Place
 
 
-class MTP(SequenceModel, Likelihood):
+class MTP(SequenceModel, Likelihood, Speculative):
     """State: key-value caches of the next-token path and of the heads that draft; it grows with every token read.
 
     Tensors of the next-token path have the Transformer's names, the other heads' begin with `extra_heads`.
@@ -139,12 +141,18 @@ class MTP(SequenceModel, Likelihood):
                 logits=partial(self.extra_heads.logits, path, i),
                 targets=following[i - 1],
                 weight=weights[i - 1],
+                counts=None if batch.weights is None else batch.weights[:, i : i + t],
             )
             for i in range(first, last + 1)
         ]
         naive = self.config.backward == "naive"
         value, losses = weighted_sum(heads, distinct, self._loss_parameters(first, last), naive=naive)
-        return Loss(value, {f"head_{i}": loss for i, loss in enumerate(losses, start=first)})
+        parts = {f"head_{i}": loss for i, loss in enumerate(losses, start=first)}
+        if batch.weights is not None:
+            with torch.no_grad():
+                logits = self.extra_heads.logits(path, 1, streams[0])
+            parts["exact"] = exact_rows(logits, following[0], batch.weights[:, 1 : 1 + t])
+        return Loss(value, parts)
 
     def _loss_parameters(self, first: int, last: int) -> list[nn.Parameter]:
         """The parameters between streams and logits of these heads."""
@@ -211,6 +219,13 @@ class MTP(SequenceModel, Likelihood):
         pending = tokens[row, counts - 1]
         return Emission(tokens, counts, MTPState(pending, read.layers, memory, rows.plus_each(counts, k)))
 
+    def plain(self) -> MTP:
+        """The Transformer of trunk and head 1: `decoding: next_token` on the same weights."""
+        with torch.device("meta"):
+            plain = MTP(replace(self.config, decoding="next_token"))
+        plain.load_state_dict(self.state_dict(), assign=True)
+        return plain.train(self.training)
+
     def _block_after(self, rows: Rows) -> int:
         """Tokens of the next block: fewer where the context limit is near, one where nothing was read to draft from."""
         limit = self.config.max_context
@@ -252,6 +267,10 @@ class MTP(SequenceModel, Likelihood):
             b, t = following.shape
             return memory.caches, memory.last[:, None].expand(b, t, *memory.last.shape[1:])
         return self.extra_heads.read(self.path, read.trunk, following, memory, read.where)
+
+    def lasting(self, state: MTPState) -> tuple[Any, ...]:
+        caches = (*state.layers, *state.memory.caches)
+        return (*(cache.valid() for cache in caches), state.memory.last)
 
     def flops(self) -> FlopFormulas:
         return MTPFlops(self.config, list(self.blocks), self.unembedding, self.extra_heads)
