@@ -89,7 +89,11 @@ ARCHITECTURE = Architecture(
     config=MTPConfig,
     build=MTP,
     traits=lambda config: Traits(
-        likelihood=True, context_limit=config.max_context, lookahead=config.n_future, speculates=config.block > 1
+        likelihood=True,
+        context_limit=config.max_context,
+        lookahead=config.n_future,
+        answers=True,
+        speculates=config.block > 1,
     ),
     paper="Gloeckle et al. 2024, Better & Faster Large Language Models via Multi-token Prediction, 2404.19737",
     candidates=candidates,

@@ -44,6 +44,7 @@ from archbench.model import (
     SequenceModel,
     Speculative,
     decay_groups,
+    exact_rows,
 )
 from archbench.sampling import Sampling
 
