@@ -120,6 +120,37 @@ def stream(
         yield rest
 
 
+@torch.no_grad()
+def write_until(
+    model: Writer,
+    state: State,
+    batch_size: int,
+    n_new: int,
+    sampling: Sampling,
+    generator: Generator | None,
+    decode: Callable[[np.ndarray], bytes],
+    stop: Sequence[str],
+) -> list[str]:
+    """The text that each of the `batch_size` rows of `state` writes before a stop string, or in `n_new` tokens. Rows
+    that are done leave the batch. Gives up `state`."""
+    texts = [""] * batch_size
+    streams, left = [TextStream(stop) for _ in range(batch_size)], [n_new] * batch_size
+    rows = list(range(batch_size))
+    while rows:
+        emitted, counts, state = model.decode_step(state, sampling, generator)
+        going = []
+        for place, (row, ids, count) in enumerate(zip(rows, emitted.tolist(), counts.tolist(), strict=True)):
+            kept = np.array(ids[: min(count, left[row])], dtype=np.int64)
+            left[row] -= len(kept)
+            texts[row] += streams[row].feed(decode(kept))
+            if left[row] and not streams[row].stopped:
+                going.append(place)
+        if len(going) < len(rows):
+            rows = [rows[place] for place in going]
+            state = select_rows(state, torch.tensor(going, dtype=torch.long, device=emitted.device)) if rows else None
+    return [text + stream.close() for text, stream in zip(texts, streams, strict=True)]
+
+
 class TextStream:
     """Bytes in, text out, at once but never more than is certain.
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from importlib.metadata import entry_points
 
-from archbench.data import books, files, hub, pydocs, stdlib
+from archbench.data import books, files, hub, mbpp_mini, pydocs, stdlib
 from archbench.data.document import Document
 from archbench.errors import DataError, suggestion
 
@@ -40,6 +40,9 @@ BUILT_IN = {
     ),
     "books": Source(
         read=lambda _: books.read(), argument="", summary="nine public-domain novels (`archbench data fetch`)"
+    ),
+    "mbpp-mini": Source(
+        read=lambda _: mbpp_mini.read(), argument="", summary="generated programming problems with solutions"
     ),
     "dir": Source(read=files.read_tree, argument="PATH", summary="the text files below a folder, or one file"),
     "jsonl": Source(read=files.read_jsonl, argument="PATH", summary="one JSON object a line, its key 'text'"),
