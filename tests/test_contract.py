@@ -8,15 +8,24 @@ import pytest
 import torch
 
 from archbench import registry
+from archbench.architectures.infini_attention import InfiniConfig
+from archbench.architectures.local import LocalConfig
 from archbench.architectures.mamba import MambaConfig
+from archbench.architectures.mamba2 import Mamba2Config
+from archbench.architectures.memorizing_transformer import MemorizingConfig
+from archbench.architectures.mtp import MTPConfig
 from archbench.architectures.ngram import NgramConfig
 from archbench.architectures.transformer import TransformerConfig
+from archbench.architectures.transformer_xl import TransformerXLConfig
 from archbench.contract import PROMISES, VOCAB_SIZE, Candidate, smallest, verify
 
 torch.set_num_threads(1)
 
 SMALL_TRANSFORMER: dict[str, Any] = {"vocab_size": VOCAB_SIZE, "d_model": 32, "n_layers": 2, "n_heads": 4}
 SMALL_MAMBA: dict[str, Any] = {"vocab_size": VOCAB_SIZE, "d_model": 16, "n_layers": 2}
+SMALL_MTP: dict[str, Any] = {"vocab_size": VOCAB_SIZE, "d_model": 16, "n_heads": 2}
+SMALL_SEGMENTS: dict[str, Any] = {**SMALL_TRANSFORMER, "n_layers": 1, "segment": 7}
+"""Segments that end inside the contract's texts, at odd places (the default's are longer than the texts)."""
 
 VARIANTS = {
     "transformer": {
@@ -28,6 +37,25 @@ VARIANTS = {
         "narrow": MambaConfig(**SMALL_MAMBA, d_conv=2, d_state=1),
         "untied": MambaConfig(**SMALL_MAMBA, d_state=5, tie_embeddings=False, boundary=3),
     },
+    "mamba2": {
+        "groups, limited steps": Mamba2Config(
+            **SMALL_MAMBA, d_state=3, head_dim=8, n_groups=2, d_conv=2, step_floor=0.01, step_ceiling=0.1
+        ),
+    },
+    "mtp": {
+        "layers": MTPConfig(**SMALL_MTP, n_layers=3, n_future=2, head_type="layer", draft_policy="point", n_kv_heads=1),
+        "sequential": MTPConfig(**SMALL_MTP, n_layers=3, n_future=3, head_type="sequential"),
+        "eight, frozen trunk": MTPConfig(
+            **SMALL_MTP, n_layers=1, n_future=8, head_type="replicated", training="frozen_trunk"
+        ),
+    },
+    "local": {"segments of 7": LocalConfig(**SMALL_SEGMENTS, n_kv_heads=2, tie_embeddings=True)},
+    "infini_attention": {
+        "segments of 7": InfiniConfig(**SMALL_SEGMENTS, n_kv_heads=2, gate_init=2.0),
+        "segments of 8, delta": InfiniConfig(**{**SMALL_SEGMENTS, "segment": 8}, update="delta", rotary=False),
+    },
+    "transformer_xl": {"segments of 7": TransformerXLConfig(**SMALL_SEGMENTS, memory=7, tie_embeddings=True)},
+    "memorizing_transformer": {"segments of 7": MemorizingConfig(**SMALL_SEGMENTS, memory=11, top_k=3, n_kv_heads=2)},
     "ngram": {
         "unigram": NgramConfig(vocab_size=VOCAB_SIZE, order=1),
         "trigram": NgramConfig(vocab_size=VOCAB_SIZE, order=3),

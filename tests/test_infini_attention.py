@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import random
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -374,6 +375,48 @@ def test_i14_what_lies_beyond_the_open_segments_tokens_never_matters(config: Inf
     (clean, after), (found, spoiled_after) = model.hidden(more, layers), model.hidden(more, spoiled)
     assert torch.equal(found, clean)
     assert all(torch.equal(a.memory, b.memory) for a, b in zip(after, spoiled_after, strict=True))
+
+
+@pytest.mark.parametrize(
+    "recall",
+    [recall_in_parallel, recall_in_order, partial(recall_in_order, update="delta")],
+    ids=["parallel", "in order", "delta"],
+)
+@pytest.mark.parametrize("n_finished", [0, 1])
+@pytest.mark.parametrize("n_real", [0, 1, 3])
+def test_i14_a_mask_on_the_keys_features_keeps_padding_out_of_the_memory(
+    n_real: int, n_finished: int, recall: Any
+) -> None:
+    """Right padding of the last segment; where its keys' features are zero, memory and reads are as without it."""
+    q, k, v, memory = segments(s=3)
+    memory = memory * n_finished
+    padding = normal(2, 3, 4 - n_real, 5, seed=5)
+    v = torch.cat([v[:, :2], torch.cat([v[:, 2:, :, :n_real], padding[:, None]], dim=3)], dim=1)
+    mask = torch.ones(3, 4, 1, dtype=torch.float64)
+    mask[2, n_real:] = 0
+    settings = {"n_finished": n_finished, "eps": 1e-6}
+    _, before = recall(q[:, :2], k[:, :2], v[:, :2], memory, **settings)
+    real = [x[:, 2:, :, :n_real] for x in (q, k, v)]
+    alone, after = recall(*real, before, n_finished=n_finished + 2, eps=1e-6)
+    masked, masked_after = recall(q, k * mask[:, None], v, memory, **settings)
+    assert (masked_after - after).abs().max() < 1e-12
+    assert torch.allclose(masked[:, 2:, :, :n_real], alone, rtol=0, atol=1e-12)
+    _, unmasked_after = recall(q, k, v, memory, **settings)
+    assert (unmasked_after - after).abs().amax(dim=(-1, -2)).min() > 0.1  # each head of each row
+
+
+@torch.no_grad()
+def test_i14_tokens_read_as_padding_change_no_earlier_logits_and_enter_the_memory(config: InfiniConfig) -> None:
+    """Why rows of one call have the same number of tokens: nothing masks a token that was read."""
+    model, n = built(config), 2 * config.segment - config.segment // 2
+    tokens, padding = text(2, n), torch.zeros(2, 2 * config.segment - n, dtype=torch.long)
+    hidden, layers = model.hidden(tokens, model.initial_layers(2))
+    padded, spoiled = model.hidden(torch.cat([tokens, padding], dim=1), model.initial_layers(2))
+    torch.testing.assert_close(padded[:, :n], hidden, rtol=1e-5, atol=1e-5)
+    assert all(layer.n_finished == 2 for layer in spoiled)
+    for layer, other in zip(layers, spoiled, strict=True):
+        changed = not torch.allclose(layer.memory + layer.open, other.memory, atol=1e-3)
+        assert changed == (padding.shape[1] > 0)
 
 
 def test_i14_an_empty_key_is_not_an_absent_one() -> None:

@@ -15,10 +15,10 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
-from archbench.ops import backends, conv_native, conv_torch, scan_cuda
+from archbench.ops import backends, conv_native, conv_torch, packed, scan_cuda
 
 
 class _Level(NamedTuple):
@@ -40,6 +40,7 @@ def causal_conv(
     bias: Float[Tensor, " d"],
     window: Float[Tensor, "b v d"] | None,
     *,
+    starts: Bool[Tensor, "b t"] | None = None,
     backend: str = "auto",
 ) -> tuple[Float[Tensor, "b t d"], Float[Tensor, "b v d"]]:
     """silu(conv(x)), and the window for the tokens that follow.
@@ -48,6 +49,7 @@ def causal_conv(
         x: any number of tokens, also none; any row stride while the last dimension is contiguous.
         weight: the last column multiplies the current token.
         window: (b, w - 1, d), the inputs before x; zeros without it.
+        starts: true where a document begins, which sees nothing of what stands before it in its row (see `packed`).
         backend: a level of `backends.LEVELS`, or "auto".
 
     Gradients flow to all four tensors, also through the window returned.
@@ -57,6 +59,11 @@ def causal_conv(
         ValueError: the shapes or devices do not fit together.
     """
     _check(x, weight, bias, window)
+    if starts is not None and x.shape[1] and not x.is_meta:
+        pieces = packed.cut(starts, *x.shape[:2])
+        before = None if window is None else pieces.opening(window)
+        y, window = causal_conv(pieces.apart(x), weight, bias, before, backend=backend)
+        return pieces.together(y), pieces.closing(window)
     level = backends.pick("causal_conv", x.device, x.dtype, backend)
     if not x.is_meta:
         backends.note("causal_conv", level)

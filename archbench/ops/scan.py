@@ -25,10 +25,10 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
-from archbench.ops import backends, scan_chunked, scan_cuda, scan_native, scan_reference
+from archbench.ops import backends, packed, scan_chunked, scan_cuda, scan_native, scan_reference
 
 _LEVELS: dict[str, ModuleType] = {
     "reference": scan_reference,
@@ -50,6 +50,7 @@ def selective_scan(
     dt_bias: Float[Tensor, " d"] | None = None,
     h0: Float[Tensor, "b d n"] | None = None,
     *,
+    starts: Bool[Tensor, "b t"] | None = None,
     backend: str = "auto",
 ) -> tuple[Float[Tensor, "b t d"], Float[Tensor, "b d n"]]:
     """Run the scan over any number of tokens, also none; returns y and the state after the last token.
@@ -60,6 +61,7 @@ def selective_scan(
         A: negative.
         z: no gate without it.
         h0: the state before the first token; zero without it.
+        starts: true where a document begins, which sees nothing of what stands before it in its row (see `packed`).
         backend: a level of `backends.LEVELS`, or "auto".
 
     Gradients flow to all nine tensors, also through the last state (at level `cuda` that raises instead).
@@ -70,6 +72,12 @@ def selective_scan(
     """
     inputs = (x, dt, A, B, C, D, z, dt_bias, h0)
     _check(*inputs)
+    if starts is not None and x.shape[1] and not x.is_meta:
+        pieces = packed.cut(starts, *x.shape[:2])
+        x, dt, B, C = map(pieces.apart, (x, dt, B, C))
+        z, h0 = z if z is None else pieces.apart(z), h0 if h0 is None else pieces.opening(h0)
+        y, h_last = selective_scan(x, dt, A, B, C, D, z, dt_bias, h0, backend=backend)
+        return pieces.together(y), pieces.closing(h_last)
     level = backends.pick("selective_scan", x.device, x.dtype, backend)
     if not x.is_meta:
         backends.note("selective_scan", level)

@@ -24,10 +24,10 @@ from types import ModuleType
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
-from archbench.ops import backends, ssd_chunked, ssd_cuda, ssd_native, ssd_reference
+from archbench.ops import backends, packed, ssd_chunked, ssd_cuda, ssd_native, ssd_reference
 
 _LEVELS: dict[str, ModuleType] = {
     "reference": ssd_reference,
@@ -47,6 +47,7 @@ def ssd(
     D: Float[Tensor, " h"] | None = None,
     h0: Float[Tensor, "b h p n"] | None = None,
     *,
+    starts: Bool[Tensor, "b t"] | None = None,
     backend: str = "auto",
 ) -> tuple[Float[Tensor, "b t h p"], Float[Tensor, "b h p n"]]:
     """Run the recurrence over any number of tokens, also none; returns y and the state after the last token.
@@ -56,6 +57,7 @@ def ssd(
         A: negative.
         B, C: head i reads group floor(i g / h); g divides h.
         h0: the state before the first token; zero without it.
+        starts: true where a document begins, which sees nothing of what stands before it in its row (see `packed`).
         backend: a level of `backends.LEVELS`, or "auto".
 
     Gradients flow to all seven tensors, also through the last state.
@@ -66,6 +68,11 @@ def ssd(
     """
     inputs = (x, step, A, B, C, D, h0)
     _check(*inputs)
+    if starts is not None and x.shape[1] and not x.is_meta:
+        pieces = packed.cut(starts, *x.shape[:2])
+        x, step, B, C = map(pieces.apart, (x, step, B, C))
+        y, h_last = ssd(x, step, A, B, C, D, h0 if h0 is None else pieces.opening(h0), backend=backend)
+        return pieces.together(y), pieces.closing(h_last)
     level = backends.pick("ssd", x.device, x.dtype, backend)
     if not x.is_meta:
         backends.note("ssd", level)
