@@ -18,7 +18,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-data_app = typer.Typer(help="Corpora: fetch those that need the network.", no_args_is_help=True)
+data_app = typer.Typer(help="Data: fetch what needs the network, write what is generated.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
 
 SuiteArgument = Annotated[str, typer.Argument(metavar="SUITE", help="Name of a suite, or the path of a YAML file.")]
@@ -27,7 +27,7 @@ Set = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Change the suite: seeds=[0,1]. Repeatable."),
 ]
-Kind = Literal["architectures", "metrics", "suites", "corpora", "sizes"]
+Kind = Literal["architectures", "metrics", "tasks", "suites", "corpora", "sizes"]
 
 
 @app.command()
@@ -98,7 +98,7 @@ def list_(
     """List what there is."""
     from archbench import display
 
-    display.print_lists([kind] if kind else ["architectures", "metrics", "suites", "corpora", "sizes"])
+    display.print_lists([kind] if kind else ["architectures", "metrics", "tasks", "suites", "corpora", "sizes"])
 
 
 @app.command()
@@ -299,12 +299,70 @@ def lm_eval_(
     display.print_evaluation(evaluation)
 
 
+@app.command("code-eval")
+def code_eval(
+    samples: Annotated[Path, typer.Option(metavar="FILE.jsonl", help="Lines of task_id and completion.")],
+    out: Annotated[Path, typer.Option(metavar="FILE.jsonl", help="Results; goes on after those it holds already.")],
+    problems: Annotated[
+        Path | None, typer.Option(metavar="FILE.jsonl", help="Problems in MBPP's form. [default: ARCHBENCH_DATA's]")
+    ] = None,
+    workers: Annotated[int, typer.Option(min=0, help="Completions at once; 0 means one a core.")] = 0,
+    sandbox: Annotated[
+        str | None, typer.Option(metavar="NAME", help="strict, kernel or none; the best there is when left out.")
+    ] = None,
+    accepted: Annotated[
+        bool, typer.Option("--i-know-this-runs-untrusted-code", help="Needed with --sandbox none.")
+    ] = False,
+) -> None:
+    """Judge completions of programming problems in a sandbox; print pass@k. A completion is a whole program."""
+    import warnings
+
+    from archbench import code_eval, display
+    from archbench.data.problems import find_mbpp, read_problems
+    from archbench.environment import usable_cores
+    from archbench.sandbox import open_sandbox
+
+    known = {problem.task_id: problem for problem in read_problems(problems or find_mbpp())}
+    asked = code_eval.read_samples(samples, known)
+    before = code_eval.judged_before(out, asked, known)
+    left = asked[len(before) :]
+    if left:
+        with warnings.catch_warnings(record=True) as notices:
+            warnings.simplefilter("always")
+            judges = open_sandbox(sandbox, accept_unsandboxed=accepted)
+        display.print_notes(notice.message for notice in notices)
+        n_workers = workers or usable_cores()
+        display.print_judging_estimate(len(asked), len(before), judges, n_workers)
+        try:
+            with judges, display.counting("judged", len(left)) as bar:
+                results = code_eval.judge_samples(known, left, judges, n_workers)
+                code_eval.write_results(out, results, lambda n_done: bar.update(bar.task_ids[0], completed=n_done))
+        except KeyboardInterrupt:
+            typer.echo("archbench: interrupted; the same command goes on from here", err=True)
+            raise typer.Exit(130) from None
+    display.print_judged(code_eval.summary(code_eval.judged_before(out, asked, known)), out)
+
+
 @data_app.command("fetch")
 def data_fetch() -> None:
     """Download the nine public-domain books of the `books` corpus, checked by sha256, into the cache."""
     from archbench.data.books import fetch_books, fetched_folder
 
     fetch_books(fetched_folder(), typer.echo)
+
+
+@data_app.command("write-mbpp-mini")
+def data_write_mbpp_mini(
+    out: Annotated[Path, typer.Option(metavar="FILE.jsonl", dir_okay=False, help="File to write.")],
+    split: Annotated[Literal["train", "test"], typer.Option(help="The problems to ask, or those to train on.")] = "test",
+) -> None:
+    """Write the generated problems of mbpp-mini in MBPP's schema, so that other models can be judged on them."""
+    from archbench.data import mbpp_mini
+    from archbench.data.problem_sources import write_problems
+
+    problems = mbpp_mini.problems(split)
+    write_problems(out, problems)
+    typer.echo(f"{out}: {len(problems)} problems")
 
 
 def main() -> None:

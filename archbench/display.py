@@ -8,22 +8,32 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
 from rich.text import Text
 
 from archbench.environment import usable_cores
-from archbench.executors import Event
-from archbench.plan import Plan
 
 if TYPE_CHECKING:
+    from archbench.code_eval import Summary
     from archbench.contract import Finding
     from archbench.conversion import Converted
     from archbench.doctor import Fact
+    from archbench.executors import Event
     from archbench.integrations.huggingface import ImportedModel
     from archbench.integrations.lm_eval import Evaluation
+    from archbench.plan import Plan
     from archbench.report import ReportFiles
     from archbench.run import Options, Outcome
+    from archbench.sandbox import Sandbox
 
 console = Console(highlight=False, markup=False)  # messages hold square brackets of their own
 
@@ -239,6 +249,57 @@ def print_evaluation(evaluation: Evaluation) -> None:
         console.print(f"note: {notice}", soft_wrap=True)
 
 
+JUDGING_S = 0.03
+"""What a completion of MBPP takes on one core: measured on the reference solutions, one of which takes 3 s."""
+
+
+def print_judging_estimate(n_samples: int, n_before: int, sandbox: Sandbox, workers: int) -> None:
+    """What is about to be judged, in which sandbox, and how long it may take."""
+    left = n_samples - n_before
+    before = f"{n_before:,} are judged already; " if n_before else ""
+    console.print(
+        f"{before}{left:,} completions to judge on {workers} worker(s), sandbox: {sandbox.rung}. About "
+        f"{duration(left * JUDGING_S / workers)} if they are like MBPP's solutions, at most "
+        f"{duration(left * sandbox.limits.wall_s / workers)} if none comes to an end. "
+        "Ctrl-C loses nothing: the same command goes on.",
+        soft_wrap=True,
+    )
+
+
+def counting(what: str, total: int) -> Progress:
+    """A progress bar of things done one by one; use as a context, and advance its only task."""
+    progress = Progress(
+        TextColumn("{task.description}", markup=False),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        console=console,
+    )
+    progress.add_task(what, total=total)
+    return progress
+
+
+def print_judged(summary: Summary, path: Path) -> None:
+    """pass@k with intervals, what came of the completions, and where it is written."""
+    table = Table(box=None, pad_edge=False)
+    for column in ("quantity", "value", "95 % interval over problems"):
+        table.add_column(column)
+    for estimate in summary.estimates:
+        interval = estimate.interval
+        bounds = "one problem has none" if interval is None else f"[{interval.low:.4f}, {interval.high:.4f}]"
+        table.add_row(f"pass@{estimate.k}", f"{estimate.value:.4f}", bounds)
+    console.print(table)
+    said = ", ".join(f"{count:,} {kind}" for kind, count in summary.results.items())
+    console.print(f"{summary.n_samples:,} completions of {summary.n_problems:,} problems: {said}", soft_wrap=True)
+    console.print(f"sandbox: {', '.join(summary.sandboxes)}\nresults: {path}", soft_wrap=True)
+
+
+def print_notes(notes: Iterable[object]) -> None:
+    for note in notes:
+        console.print(f"note: {note}", soft_wrap=True)
+
+
 def print_lists(kinds: Sequence[str]) -> None:
     """What there is of each kind, with a line on each."""
     for kind in kinds:
@@ -269,6 +330,15 @@ def _metrics() -> Iterable[tuple[str, ...]]:
             yield (name, f"{quantity_name} [{meaning.unit}]", meaning.meaning)
 
 
+def _tasks() -> Iterable[tuple[str, ...]]:
+    from archbench import registry
+
+    yield ("name", "what", "source")
+    for name in registry.tasks():
+        found = registry.task(name)
+        yield (name, found.summary, found.paper)
+
+
 def _suites() -> Iterable[tuple[str, ...]]:
     from archbench.suite import available, load_suite
 
@@ -296,6 +366,7 @@ def _sizes() -> Iterable[tuple[str, ...]]:
 _LISTS: dict[str, Any] = {
     "architectures": _architectures,
     "metrics": _metrics,
+    "tasks": _tasks,
     "suites": _suites,
     "corpora": _corpora,
     "sizes": _sizes,

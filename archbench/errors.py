@@ -53,6 +53,10 @@ class TrainingError(ArchbenchError):
     """Training cannot go on: the loss or gradient is not finite, or the budget is unreachable."""
 
 
+class SandboxError(ArchbenchError):
+    """Generated code cannot be run safely here; the message says what is missing and how to get it."""
+
+
 class MissingExtra(ArchbenchError):
     """An optional package is needed; the message gives the line that installs it."""
 

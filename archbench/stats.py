@@ -130,6 +130,20 @@ def wilson_interval(successes: int, n: int, confidence: float = CONFIDENCE) -> I
     return Interval(low, high, confidence)
 
 
+def pass_at_k(n: int, correct: int, k: int) -> float:
+    """The probability that k of n samples, drawn without putting back, hold a correct one: 1 - C(n - c, k) / C(n, k).
+
+    Written as a product, because the binomials overflow. Unbiased for the chance that one of k fresh samples passes;
+    1 - (1 - c/n)^k is not. Needs 1 <= k <= n.
+    Source: Chen et al. 2021, Evaluating large language models trained on code (2107.03374), section 2.1.
+    """
+    assert 0 <= correct <= n, f"{correct} correct of {n}"
+    assert 1 <= k <= n, f"k = {k} of {n} samples"
+    if n - correct < k:
+        return 1.0
+    return 1.0 - math.prod(1.0 - k / i for i in range(n - correct + 1, n + 1))
+
+
 def samples_for_percentile(q: float) -> int:
     """The fewest samples from which percentile q (a fraction, 0 < q < 1) may be printed: n >= ln(0.01) / ln(q).
 

@@ -64,7 +64,9 @@ def read_problems(path: Path) -> list[Problem]:
             raise DataError(f"{where}: task_id {problem.task_id} comes a second time; each must be there once")
         problems[problem.task_id] = problem
     if not problems:
-        raise DataError(f'{path}: empty; expected lines like {{"task_id": 1, "text": ..., "code": ..., "test_list": ...}}')
+        raise DataError(
+            f'{path}: empty; expected lines like {{"task_id": 1, "text": ..., "code": ..., "test_list": ...}}'
+        )
     return list(problems.values())
 
 
