@@ -130,6 +130,21 @@ def save(
     history: History | None,
 ) -> None:
     """Writes a complete checkpoint; the weights last, since their presence means complete."""
+    save_around(folder, architecture, config, codec=codec, origin=origin, history=history)
+    save_tensors(folder / WEIGHTS, weights, {})
+    (folder / PARTIAL).unlink(missing_ok=True)
+
+
+def save_around(
+    folder: Path,
+    architecture: str,
+    config: Any,
+    *,
+    codec: Codec | None,
+    origin: Mapping[str, Any],
+    history: History | None,
+) -> None:
+    """Writes all of a checkpoint but its weights, which must follow."""
     described = {"architecture": architecture, "config": dataclasses.asdict(config)}
     write_text(folder / MODEL, json.dumps(described, indent=1))
     write_text(folder / ORIGIN, json.dumps(dict(origin), indent=1))
@@ -137,8 +152,6 @@ def save(
         codec.save(folder / CODEC)
     if history is not None:
         write_text(folder / HISTORY, history.to_json())
-    save_tensors(folder / WEIGHTS, weights, {})
-    (folder / PARTIAL).unlink(missing_ok=True)
 
 
 def load_model(folder: Path, device: torch.device | str = "cpu") -> SequenceModel:

@@ -354,7 +354,7 @@ def data_fetch() -> None:
 @data_app.command("write-mbpp-mini")
 def data_write_mbpp_mini(
     out: Annotated[Path, typer.Option(metavar="FILE.jsonl", dir_okay=False, help="File to write.")],
-    split: Annotated[Literal["train", "test"], typer.Option(help="The problems to ask, or those to train on.")] = "test",
+    split: Annotated[Literal["train", "test"], typer.Option(help="Problems to ask, or to train on.")] = "test",
 ) -> None:
     """Write the generated problems of mbpp-mini in MBPP's schema, so that other models can be judged on them."""
     from archbench.data import mbpp_mini

@@ -146,6 +146,9 @@ class BPECodec(Codec):
 class TokenizerCodec(Codec):
     """A tokenizer.json that came with an imported model. Its token 0 need not be a boundary: the model knows its own.
 
+    Text is text: what spells a special token out is encoded as the characters it is made of, and special tokens decode
+    to nothing. Tokens of a byte-level vocabulary are exact runs of bytes; those of others decode to whole characters.
+
     definition: the text of the file.
     """
 
@@ -154,23 +157,51 @@ class TokenizerCodec(Codec):
             self._tokenizer = Tokenizer.from_str(definition)
         except Exception as error:  # the library raises plain Exception
             raise DataError(f"tokenizer.json: cannot be read ({error}); fetch it again") from None
+        self._tokenizer.encode_special_tokens = True
         self._definition = definition
         self.vocab_size = self._tokenizer.get_vocab_size()
         self.name = f"tokenizer-{self.vocab_size}"
         self.fingerprint = hashlib.sha256(definition.encode()).hexdigest()
+        self._pieces = _byte_pieces(self._tokenizer, self.vocab_size)
 
     def encode(self, text: bytes) -> UInt[np.ndarray, " n"]:
-        return np.array(self._tokenizer.encode(text.decode(), add_special_tokens=False).ids, dtype=np.uint32)
+        """Raises DataError for text that is not UTF-8."""
+        try:
+            characters = text.decode()
+        except UnicodeDecodeError as error:
+            raise DataError(f"codec {self.name}: not UTF-8 at byte {error.start}; convert the text") from error
+        return np.array(self._tokenizer.encode(characters, add_special_tokens=False).ids, dtype=np.uint32)
 
     def decode(self, ids: Integer[np.ndarray, " n"]) -> bytes:
-        """Whole characters only: a token that ends inside one gives U+FFFD."""
-        return self._tokenizer.decode(ids.tolist()).encode()
+        """Where the vocabulary is not one of bytes, whole characters: a token that ends inside one gives U+FFFD."""
+        _require_ids(self, ids)
+        if self._pieces is None:
+            return self._tokenizer.decode(ids.tolist()).encode()
+        return b"".join(self._pieces[id] for id in ids.tolist())
 
     def token_bytes(self) -> Int64[np.ndarray, " v"]:
         return np.array([len(self.decode(np.array([id]))) for id in range(self.vocab_size)], dtype=np.int64)
 
     def state(self) -> dict[str, Any]:
         return {"kind": "tokenizer", "definition": self._definition}
+
+
+def _byte_pieces(tokenizer: Tokenizer, vocab_size: int) -> list[bytes] | None:
+    """The bytes of every token of a byte-level vocabulary; None for a vocabulary of another kind."""
+    if not isinstance(tokenizer.decoder, decoders.ByteLevel):
+        return None
+    byte_of = {character: byte for byte, character in byte_alphabet().items()}
+    added = tokenizer.get_added_tokens_decoder()
+    pieces = []
+    for id in range(vocab_size):
+        token = tokenizer.id_to_token(id) or ""
+        if id in added:
+            pieces.append(b"" if added[id].special else token.encode())
+        elif byte_of.keys() >= set(token):
+            pieces.append(bytes(byte_of[character] for character in token))
+        else:  # as the library's own decoder has it
+            pieces.append(token.encode())
+    return pieces
 
 
 def codec_from(spec: str, corpus: Corpus) -> Codec:

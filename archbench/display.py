@@ -110,7 +110,7 @@ def print_estimate(plan: Plan, options: Options) -> None:
     _print_notices(plan)
     trained = plan.trained_cells
     if not trained:
-        console.print(f"{plan.suite.name}: {len(plan.cells)} cells to count; nothing is trained.")
+        console.print(f"{plan.suite.name}: {len(plan.cells)} cells to measure; none is trained.")
         return
     left = [cell for cell in trained if not is_complete(options.out / "checkpoints" / cell.address)]
     if not left:

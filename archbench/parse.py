@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Mapping
+from functools import cache
 from typing import Any, TypeVar
 
 import yaml
@@ -83,9 +84,15 @@ def parse(cls: type[T], data: Any, where: str) -> T:
         if key not in fields:
             raise SuiteError(f"{_join(where, key)}: unknown key; {suggestion(str(key), fields)}")
     try:
-        return TypeAdapter(cls).validate_python(dict(data))
+        return _adapter(cls).validate_python(dict(data))  # type: ignore[arg-type]
     except ValidationError as error:
         raise SuiteError(_first_message(error, where)) from None
+
+
+@cache
+def _adapter(cls: Any) -> Any:
+    """Made once: that takes longer than using it."""
+    return TypeAdapter(cls)
 
 
 def _first_message(error: ValidationError, where: str) -> str:

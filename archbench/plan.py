@@ -51,7 +51,7 @@ class Plan:
 
     @property
     def trained_cells(self) -> list[Cell]:
-        """The cells that must be trained, each once; what is asked of the others needs no weights, or they have them."""
+        """The cells that must be trained, each once; the others are pretrained, or need no weights."""
         asked = {job.cell.address for job in self.jobs if job.trained and job.reason is None}
         found = {cell.address: cell for cell in self.cells if cell.address in asked and not cell.pretrained}
         return list(found.values())

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from archbench import registry
-from archbench.errors import SuiteError, suggestion
+from archbench.errors import ConfigError, SuiteError, suggestion
 from archbench.parse import parse, read_yaml
 
 _NAMED = ("size", "label")
@@ -49,7 +49,8 @@ class Suite:
 class CellEntry:
     """One entry of `cells`. What is left out comes from the suite. `model` holds keys of the architecture's config;
     `metrics` restricts which of the suite's metrics are measured; `start_from` is a checkpoint's folder, whose config
-    and weights the training goes on from."""
+    and weights the training goes on from. `pretrained` is a checkpoint's folder whose model is measured as it is; where
+    `optional` is true and the folder holds none, the cell is left out and a notice says so."""
 
     architecture: str
     label: str | None = None
@@ -57,10 +58,24 @@ class CellEntry:
     corpus: str | None = None
     codec: str | None = None
     start_from: str | None = None
+    pretrained: str | None = None
+    optional: bool = False
     model: dict[str, Any] = field(default_factory=dict)
     training: dict[str, Any] = field(default_factory=dict)
     metrics: list[str] | None = None
     grid: dict[str, list[Any]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.pretrained is None:
+            if self.optional:
+                raise ConfigError("optional: true; only a cell that is pretrained can be left out")
+            return
+        for key in ("size", "codec", "start_from", "model"):
+            if getattr(self, key):
+                raise ConfigError(f"{key}: {getattr(self, key)!r}; the pretrained checkpoint decides it, leave it out")
+        for key in self.training:
+            if key not in ("context", "batch"):
+                raise ConfigError(f"training.{key}: nothing is trained in a pretrained cell; allowed: context, batch")
 
 
 def suite_folder() -> Path:
@@ -113,12 +128,13 @@ def load_suite(name: str, settings: Sequence[str] = ()) -> Suite:
 
 
 def entries(suite: Suite) -> list[CellEntry]:
-    """The suite's cell entries, each expanded over its own grid and the suite's."""
+    """The suite's cell entries, each expanded over its own grid and, unless pretrained, the suite's."""
     expanded = []
     for number, raw in enumerate(suite.cells):
         where = f"{suite.path}: cells[{number}]"
         entry = parse(CellEntry, raw, where)
-        for point in _combinations({**suite.grid, **entry.grid}, where):
+        shared = {} if entry.pretrained is not None else suite.grid
+        for point in _combinations({**shared, **entry.grid}, where):
             data = {**raw, "grid": {}}
             for key, value in point.items():
                 set_dotted(data, key, value, f"{where}.grid.{key}")

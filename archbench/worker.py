@@ -78,7 +78,7 @@ def _train_and_measure(task: dict[str, Any], emit: Emit) -> None:
             metric = registry.metric(job["metric"])
             settings = parse(metric.settings, job["settings"], f"metrics.{job['metric']}")
             backends.forget()
-            found = list(metric.measure(subject, settings))  # type: ignore[union-attr]
+            found = list(metric.measure(subject, settings))  # type: ignore[union-attr, arg-type]
         except Exception as error:
             emit({"event": "failed", "job": job["id"], "reason": _reason(error)})
         else:

@@ -9,18 +9,18 @@ import archbench
 PACKAGE = Path(archbench.__file__).parent
 
 LEVELS = {
-    0: "errors stats environment record history parse",
+    0: "errors stats environment record history parse papers",
     1: "state sampling model data codec",
-    2: "layers segments drafting ops foreign operators flops roofline power generation prompts contract task tasks curriculum",
-    3: "registry metric architectures metrics sizes exercise",
+    2: "layers segments drafting ops foreign operators flops roofline power generation prompts contract task tasks haystack examination projection curriculum sandbox",
+    3: "registry metric architectures metrics sizes exercise coding",
     4: "timing",
     5: "cell suite pretrained plan checkpoint train estimate",
-    6: "worker executors run report integrations writing doctor conversion",
+    6: "worker executors run report integrations writing doctor conversion code_eval",
     7: "display cli",
 }
 LEVEL = {name: level for level, names in LEVELS.items() for name in names.split()}
 
-WITHOUT_TORCH = ("errors", "stats", "environment", "record", "history", "parse", "report")
+WITHOUT_TORCH = ("errors", "stats", "environment", "record", "history", "parse", "report", "papers")
 
 
 def room(path: Path) -> str:

@@ -280,7 +280,8 @@ class Symbols:
 
     def _of(self, token: int) -> tuple[int, ...]:
         if token not in self._known:
-            self._known[token] = tuple(self._codec.decode(np.array([token])))
+            # An imported model may write special tokens that stand for no text: as outcomes they count like boundaries.
+            self._known[token] = tuple(self._codec.decode(np.array([token]))) or (self.boundary,)
         return self._known[token]
 
 
