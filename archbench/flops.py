@@ -314,7 +314,7 @@ def _run(work: Work, model: SequenceModel, rows: Int[Tensor, "1 t"], causal: flo
     # The meta device has no generators; the CPU's serve, as nothing is drawn there.
     generator = torch.Generator("cpu" if rows.is_meta else rows.device).manual_seed(0)
     if work == "training":
-        return _Run(_trace_training(model, rows, causal, generator))
+        return _Run(trace_training(model, rows, causal, generator))
     model.eval()
     with torch.no_grad():
         if work == "prefill":
@@ -322,8 +322,9 @@ def _run(work: Work, model: SequenceModel, rows: Int[Tensor, "1 t"], causal: flo
         return _trace_decode(model, rows, steps, causal, generator)
 
 
-def _trace_training(model: SequenceModel, rows: Int[Tensor, "1 t"], causal: float, generator: Generator) -> Count:
-    """Forward and backward of one window, phases weighed by their shares; those without gradient only read."""
+def trace_training(model: SequenceModel, rows: Int[Tensor, "1 t"], causal: float, generator: Generator) -> Count:
+    """Forward and backward of one window of context + lookahead tokens, phases weighed by their shares; those without
+    gradient only read."""
     model.train()
     total = Count()
     for phase in model.phases():

@@ -88,7 +88,7 @@ class _Run:
         cells = [cell for cell in self.plan.cells if self._pending(cell.address, timed=False) or self._untrained(cell)]
         tasks = [self._cell_task(cell.address) for cell in {cell.address: cell for cell in cells}.values()]
         workers = self.options.workers or usable_cores()
-        self._execute(tasks, workers)
+        self._execute([*self._design_tasks(workers), *tasks], workers)
         timing = self._timing_task()
         if timing is not None:
             self._execute([timing], 1)
@@ -195,7 +195,7 @@ class _Run:
         )
 
     def _pending(self, address: str, *, timed: bool) -> list[Job]:
-        return [job for job in self.open.values() if job.cell.address == address and job.timed == timed]
+        return [job for job in self.open.values() if job.trained and job.cell.address == address and job.timed == timed]
 
     def _untrained(self, cell: Any) -> bool:
         return bool(self._pending(cell.address, timed=True)) and not is_complete(self.checkpoints / cell.address)
@@ -211,6 +211,21 @@ class _Run:
             "jobs": [_job_data(job) for job in jobs],
             "job_ids": [job.id for job in jobs],
         }
+
+    def _design_tasks(self, workers: int) -> list[Task]:
+        """What needs no weights, dealt out evenly: a process a cell would take longer to start than to answer."""
+        jobs = [job for job in self.open.values() if not job.trained]
+        most = -(-len(jobs) // workers)
+        hands = [jobs[first : first + most] for first in range(0, len(jobs), max(1, most))]
+        return [
+            {
+                **self._common(f"designs-{number}"),
+                "kind": "designs",
+                "jobs": [{**_job_data(job), "cell": job.cell.to_dict()} for job in hand],
+                "job_ids": [job.id for job in hand],
+            }
+            for number, hand in enumerate(hands, start=1)
+        ]
 
     def _timing_task(self) -> Task | None:
         """All timed jobs whose cells were trained; the others get the reason."""

@@ -399,4 +399,4 @@ def test_candidates_are_valid_and_grow() -> None:
 def test_published_sizes_can_be_built(name: str) -> None:
     with torch.device("meta"):
         model = Transformer(TransformerConfig(**{**ARCHITECTURE.published[name], "n_layers": 1}))
-    assert model.blocks[0].attention.head_dim in (64, 128)
+    assert model.blocks[0].attention.head_dim in (48, 64, 96, 128)

@@ -335,7 +335,7 @@ ARCHITECTURE = Architecture(
         "mtp-3b": _table(2560, 36, 20),
         "mtp-6.7b": _table(4096, 32, 32),
         "mtp-13b": _table(5120, 40, 40),
-        # Shao et al. 2025 (2510.27688), table 1: the baselines of CALM, with the Llama 3 vocabulary and a padding token.
+        # Shao et al. 2025 (2510.27688), table 1: the baselines of CALM; Llama 3 vocabulary and a padding token.
         "calm-s": {**_table(768, 12, 16, 128_257), "d_ffn": 2048},
         "calm-m": {**_table(1024, 16, 16, 128_257), "d_ffn": 2752},
         "calm-l": {**_table(1536, 16, 16, 128_257), "d_ffn": 4096},

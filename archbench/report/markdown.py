@@ -31,10 +31,16 @@ def _lines(report: Contents) -> Iterator[str]:
     for remark in head.remarks:
         yield f"- {escape(remark)}"
     yield ""
-    yield "## Quality"
-    yield from table_lines(report.quality)
-    yield "## Budget"
-    yield ""
+    if report.quality:
+        yield "## Quality"
+        yield from table_lines(report.quality)
+    if report.correlation:
+        yield from table_lines(report.correlation)
+    for skill in report.skills:
+        yield from table_lines(skill)
+    if report.budget_figure or report.budgets:
+        yield "## Budget"
+        yield ""
     if report.budget_figure:
         yield from _figure(report.budget_figure)
     for budget in report.budgets:
@@ -44,9 +50,14 @@ def _lines(report: Contents) -> Iterator[str]:
         yield ""
     for figure in report.figures:
         yield from _figure(figure)
-    yield "## Cost"
+    if report.costs:
+        yield "## Cost"
     for cost in report.costs:
         yield from table_lines(cost)
+    if report.designs:
+        yield "## Costs at the papers' sizes"
+    for design in report.designs:
+        yield from table_lines(design)
     if report.others:
         yield "## Other quantities"
         yield from table_lines(report.others)

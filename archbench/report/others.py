@@ -21,8 +21,25 @@ SHOWN_ELSEWHERE = {
         "parameters", "training_flops_per_token", "prefill_flops_per_token", "decode_flops_per_token",
         "flops_disagreement", "state_bytes", "training_flops_per_byte",
     },
+    "design_cost": {
+        "parameters", "training_flops_per_token", "training_flops", "prefill_flops_per_token",
+        "decode_flops_per_token", "state_numbers", "state_bytes", "flops_disagreement",
+    },
     "latency": {"time_to_first_token", "time_per_token", "prefill_rate"},
     "memory": {"peak_rss", "peak_device"},
+    "energy": {"energy_per_token", "power"},
+    "passkey": {
+        "exact_match", "token_accuracy", "effective_length", "chance", "stage", "seconds", "projected_seconds",
+        "state_bytes", "projected_state_bytes", "tokens_read", "text_bytes",
+    },
+    "mbpp": {"pass_at_k", "valid_syntax", "solution_bits_per_byte", "problems"},
+    "mbpp_mini": {"pass_at_k", "valid_syntax", "solution_bits_per_byte", "problems"},
+    "skill": {"accuracy", "exact_match", "chance", "state_bytes"},
+    "speculation_speed": {
+        "speedup", "predicted_speedup", "break_even", "tokens_per_step", "time_per_token", "identical_tokens",
+        "compared_tokens", "unexplained_differences",
+    },
+    "speculation": {"tokens_per_step", "acceptance", "tokens_per_step_on_text", "distinct_8grams"},
 }  # fmt: skip
 """Metric -> quantities that the other tables and figures show."""
 MOST_LINES = 150

@@ -44,6 +44,9 @@ def headline(evidence: Evidence, remarks: list[str]) -> Headline:
     if seeds < MIN_SEEDS:
         counted = {0: "no trained architecture", 1: "one seed"}.get(seeds, f"{seeds} seeds")
         reasons.insert(0, f"{counted}, where {MIN_SEEDS} are needed to see the luck of training")
+    for row in evidence.architectures:
+        if start := evidence.start_of(row):
+            reasons.append(f"{row.name} went on from the trained weights of {start}, whose training no budget counts")
     if not paragraphs:
         paragraphs.append("No architecture with trained parameters is in these records.")
     head = evidence.records[0]
@@ -53,6 +56,14 @@ def headline(evidence: Evidence, remarks: list[str]) -> Headline:
         paragraphs=tuple(paragraphs),
         exploratory=tuple(reasons),
         remarks=tuple(remarks),
+    )
+
+
+def counted_headline(evidence: Evidence, paragraphs: tuple[str, ...]) -> Headline:
+    """Of a run that trained nothing: what it says is exact, and nothing is ranked."""
+    title = evidence.records[0].suite or "archbench run"
+    return Headline(
+        title=title, subtitle=_subtitle(evidence.records), paragraphs=paragraphs, exploratory=(), remarks=()
     )
 
 
@@ -242,8 +253,10 @@ def _seeds(rows: list[Row]) -> str:
 def _mismatches(match: list[AxisMatch]) -> list[str]:
     reasons = []
     for axis in match:
-        if not axis.declared or len(axis.contenders) < 2 or axis.matched:
+        if not axis.declared or len(axis.contenders) < 2:
             continue
+        if all(entry.matched or entry.started for entry in axis.contenders):
+            continue  # matched, or not for a reason that is told once for all axes
         if axis.mismatch is None:
             missing = [entry.row.name for entry in axis.contenders if entry.deviation is None]
             reasons.append(f"{axis.axis} not known for {notation.listed(missing)}")

@@ -23,6 +23,7 @@ from __future__ import annotations
 
 from archbench.architectures.calm.config import PUBLISHED, CalmConfig, candidates
 from archbench.architectures.calm.model import Calm
+from archbench.architectures.calm.paper import PaperFlops
 from archbench.model import Architecture, Traits
 
 __all__ = ["ARCHITECTURE", "Calm", "CalmConfig"]
@@ -34,4 +35,5 @@ ARCHITECTURE = Architecture(
     paper="Shao et al. 2025, Continuous Autoregressive Language Models, 2510.27688",
     candidates=candidates,
     published=PUBLISHED,
+    paper_flops=PaperFlops,
 )

@@ -213,6 +213,11 @@ def candidates(vocab_size: int) -> tuple[CalmConfig, ...]:
     return tuple(sorted(found, key=lambda config: config.n_parameters))
 
 
+AUTOENCODER_SHARE = 30 * 0.512 / (30 * 0.512 + 250 * 2)
+"""30 thousand steps of 0.512 million tokens for the autoencoder, then 250 thousand of 2 million for the model. Source:
+Shao et al. 2025, section 7.1."""
+
+
 def _table(d_model: int, d_ffn: int, chunk_size: int = 4, n_layers: int = 16) -> dict[str, Any]:
     """The Llama 3 vocabulary and one padding token; heads of L and XL are not stated and do not change a count."""
     return {
@@ -225,6 +230,7 @@ def _table(d_model: int, d_ffn: int, chunk_size: int = 4, n_layers: int = 16) ->
         "d_latent": 32 * chunk_size,
         "d_autoencoder": 512,
         "d_autoencoder_ffn": 1280,
+        "autoencoder_share": AUTOENCODER_SHARE,
     }
 
 

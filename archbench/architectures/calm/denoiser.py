@@ -83,6 +83,11 @@ class Denoiser(nn.Module):
         time = self.time_inner.flops(1) + self.time_outer.flops(1)
         return time + self.from_latent.flops(n) + self._rest_flops(n)
 
+    def further_flops(self, n: int) -> float:
+        """Forward of one more sample at n positions, at the same time: what modulates it is there already."""
+        blocks = sum(m.flops(n) for b in self.blocks for m in (b.inner, b.outer))
+        return self.from_latent.flops(n) + blocks + self.out.flops(n)
+
     def _rest_flops(self, n: int) -> float:
         blocks = sum(m.flops(n) for b in self.blocks for m in (b.inner, b.outer, b.modulation))
         return blocks + self.modulation.flops(n) + self.out.flops(n)

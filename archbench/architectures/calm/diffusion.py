@@ -98,6 +98,9 @@ class DiffusionHead(Head):
     def sampling_flops(self, n: int) -> float:
         return self.net.from_hidden.flops(n) + self.config.diffusion_steps * self.net.call_flops(n)
 
+    def further_flops(self, n: int) -> float:
+        return self.config.diffusion_steps * self.net.further_flops(n)
+
 
 @lru_cache
 def schedule(n_steps: int) -> Schedule:

@@ -71,3 +71,7 @@ class FlowHead(Head):
     def sampling_flops(self, n: int) -> float:
         calls = self.config.flow_steps * (2 if self.config.flow_solver == "midpoint" else 1)
         return self.net.from_hidden.flops(n) + calls * self.net.call_flops(n)
+
+    def further_flops(self, n: int) -> float:
+        calls = self.config.flow_steps * (2 if self.config.flow_solver == "midpoint" else 1)
+        return calls * self.net.further_flops(n)

@@ -74,6 +74,10 @@ class Head(nn.Module, ABC):
     def sampling_flops(self, n: int) -> float:
         """One sample at each of n positions."""
 
+    @abstractmethod
+    def further_flops(self, n: int) -> float:
+        """One more sample at each of n positions, drawn together with the first."""
+
 
 def posterior_draws(
     mean: Float[Tensor, "p l"], sigma: Float[Tensor, "p l"], n: int, generator: Generator
@@ -157,6 +161,9 @@ class EnergyHead(Head):
 
     def sampling_flops(self, n: int) -> float:
         return self._position_flops(n) + self._sample_flops(n)
+
+    def further_flops(self, n: int) -> float:
+        return self._sample_flops(n)
 
     def _position_flops(self, n: int) -> float:
         return self.from_hidden.flops(n) + sum(block.from_y.flops(n) for block in self.blocks)

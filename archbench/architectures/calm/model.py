@@ -6,7 +6,7 @@ Letters: b batch, t time (tokens), c chunks, k tokens of a chunk, d width, l lat
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -222,6 +222,9 @@ class Calm(SequenceModel, Reconstruction):
     def flops(self) -> FlopFormulas:
         return CalmFlops(self)
 
+    def lasting(self, state: CalmState) -> tuple[Any, ...]:
+        return tuple(cache.valid() for cache in state.layers)
+
 
 class CalmFlops(FlopFormulas):
     """Formulas in tokens, of work done in chunks."""
@@ -245,6 +248,10 @@ class CalmFlops(FlopFormulas):
         lm, before = self.model.lm, context // self.config.chunk_size
         written = lm.head.sampling_flops(1) + self.model.autoencoder.decoder_flops(1)
         return lm.flops(1, before, 1.0, passes=1) + self._inputs(1) + written
+
+    def further_draw(self) -> float:
+        """What depends on the hidden vector alone is computed once a step."""
+        return self.model.lm.head.further_flops(1) + self.model.autoencoder.decoder_flops(1)
 
     def _inputs(self, n: int) -> float:
         """Encoding what is read, where the backbone reads latents."""
