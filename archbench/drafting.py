@@ -35,7 +35,7 @@ from torch import Generator, Tensor
 
 from archbench.codec import Codec
 from archbench.errors import ConfigError, UnsupportedError
-from archbench.model import BOUNDARY, AutoregressiveModel, AutoregressiveState, Emission
+from archbench.model import BOUNDARY, AutoregressiveModel, AutoregressiveState, Emission, Speculative
 from archbench.sampling import GREEDY, Sampling
 from archbench.state import copy_state
 
@@ -66,7 +66,7 @@ class DraftedState(NamedTuple):
     tally: Tally
 
 
-class Drafted:
+class Drafted(Speculative):
     """Writes as a model does (`initial_state`, `prefill`, `decode_step`), one text at a time, greedily.
 
     A step is a round and writes at least one byte.
@@ -119,6 +119,10 @@ class Drafted:
     @property
     def device(self) -> torch.device:
         return self.verifier.device
+
+    def plain(self) -> AutoregressiveModel:
+        """The verifier. Its greedy text is also this one's with `rank` 1."""
+        return self.verifier
 
     def initial_state(self, batch_size: int) -> DraftedState:
         """Raises UnsupportedError for more than one row: each would have other bytes unread."""

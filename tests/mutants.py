@@ -32,6 +32,7 @@ from archbench.model import (
     Phase,
     Reconstruction,
     SequenceModel,
+    Speculative,
     Traits,
     decay_groups,
 )
@@ -119,6 +120,30 @@ class AdvancesAllRows(Halting):
     def decode_step(self, state, sampling, generator):
         tokens, counts, after = super().decode_step(state, sampling, generator)
         return Emission(tokens, counts, after._replace(pending=tokens[:, 1]))
+
+
+class Drafting(Halting, Speculative):
+    """Healthy where it is declared: second tokens are drafts, and even first ones let them stand."""
+
+    def plain(self) -> Ngram:
+        plain = Ngram(self.config)
+        plain.load_state_dict(self.state_dict(), assign=True)
+        return plain.eval()
+
+
+class KeepsWrongDrafts(Drafting):
+    """The second token is the next one of the alphabet, whatever the law says."""
+
+    def decode_step(self, state, sampling, generator):
+        tokens, counts, after = super().decode_step(state, sampling, generator)
+        wrong = (tokens[:, 1] + 1) % self.vocab_size
+        pending = torch.where(counts == 2, wrong, after.pending)
+        return Emission(torch.stack([tokens[:, 0], wrong], dim=1), counts, after._replace(pending=pending))
+
+
+class PlainDraftsAsWell(Drafting):
+    def plain(self):
+        return self
 
 
 class PairsForgetWhatTheyWrote(Pairs):
@@ -419,3 +444,23 @@ class LooksOneAhead(Transformer):
 
     def next_token_loss(self, batch):
         return super().next_token_loss(batch._replace(tokens=batch.tokens[:, :-1]))
+
+
+class LearnsWhatDoesNotCount(Transformer):
+    """Takes weights, and learns every token alike."""
+
+    def next_token_loss(self, batch):
+        told = super().next_token_loss(batch)
+        return told._replace(value=super().next_token_loss(batch._replace(weights=None)).value)
+
+
+class KeepsExactnessToItself(Transformer):
+    def next_token_loss(self, batch):
+        return super().next_token_loss(batch)._replace(parts={})
+
+
+class HearsOnlyOnce(Transformer):
+    """Takes repeats, and reads every token once."""
+
+    def next_token_loss(self, batch):
+        return super().next_token_loss(batch._replace(repeats=None))

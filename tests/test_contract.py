@@ -31,6 +31,7 @@ VARIANTS = {
     "transformer": {
         "grouped": TransformerConfig(**SMALL_TRANSFORMER, n_kv_heads=2),
         "limited": TransformerConfig(**SMALL_TRANSFORMER, max_context=40),
+        "no positions, convolution": TransformerConfig(**SMALL_TRANSFORMER, rotary=False, frontend_conv=4),
         "tied": TransformerConfig(**SMALL_TRANSFORMER, n_kv_heads=1, tie_embeddings=True, boundary=3),
     },
     "mamba": {
@@ -44,15 +45,17 @@ VARIANTS = {
     },
     "mtp": {
         "layers": MTPConfig(**SMALL_MTP, n_layers=3, n_future=2, head_type="layer", draft_policy="point", n_kv_heads=1),
-        "sequential": MTPConfig(**SMALL_MTP, n_layers=3, n_future=3, head_type="sequential"),
+        "sequential": MTPConfig(**SMALL_MTP, n_layers=3, n_future=3, head_type="sequential", max_context=40),
         "eight, frozen trunk": MTPConfig(
             **SMALL_MTP, n_layers=1, n_future=8, head_type="replicated", training="frozen_trunk"
         ),
     },
-    "local": {"segments of 7": LocalConfig(**SMALL_SEGMENTS, n_kv_heads=2, tie_embeddings=True)},
+    "local": {"segments of 7": LocalConfig(**SMALL_SEGMENTS, n_kv_heads=2, tie_embeddings=True, frontend_conv=3)},
     "infini_attention": {
         "segments of 7": InfiniConfig(**SMALL_SEGMENTS, n_kv_heads=2, gate_init=2.0),
-        "segments of 8, delta": InfiniConfig(**{**SMALL_SEGMENTS, "segment": 8}, update="delta", rotary=False),
+        "segments of 8, delta": InfiniConfig(
+            **{**SMALL_SEGMENTS, "segment": 8}, update="delta", rotary=False, first_segment="bypass"
+        ),
     },
     "transformer_xl": {"segments of 7": TransformerXLConfig(**SMALL_SEGMENTS, memory=7, tie_embeddings=True)},
     "memorizing_transformer": {"segments of 7": MemorizingConfig(**SMALL_SEGMENTS, memory=11, top_k=3, n_kv_heads=2)},

@@ -54,7 +54,9 @@ def planted(build: type, caught_by: str, raises: str = "") -> Mutant:
 
 UNLIMITED, TOO_HIGH = Traits(likelihood=True), Traits(likelihood=True, context_limit=48)
 TWO_AHEAD = Traits(likelihood=True, lookahead=2)
+REPEATING = Traits(likelihood=True, answers=True, repeats=True)
 CODED_PAIRS = replace(PAIRS.traits(None), reconstruction=True)
+DRAFTING = replace(ngram.ARCHITECTURE.traits(NGRAM), speculates=True)
 OVERFLOW = "ContextOverflow"
 
 MUTANTS = [
@@ -107,6 +109,10 @@ MUTANTS = [
     Mutant("hides its code", "reconstruction_is_declared", build=mutants.PairsHaveACode),
     Mutant("codes each token", "reconstruction_is_declared", build=mutants.PairsCodeEachToken, traits=CODED_PAIRS),
     Mutant("writes pairs as one", "reconstruction_is_declared", build=mutants.PairsReconstructOne, traits=CODED_PAIRS),
+    Mutant("says it speculates", "speculation_is_declared", traits=Traits(likelihood=True, speculates=True)),
+    Mutant("drafts in silence", "speculation_is_declared", build=mutants.Drafting),
+    Mutant("has no plain steps", "speculation_is_declared", build=mutants.PlainDraftsAsWell, traits=DRAFTING),
+    Mutant("keeps wrong drafts", "speculation_equals_plain", build=mutants.KeepsWrongDrafts, traits=DRAFTING),
     Mutant("says it writes pairs", "steps_write_strides", traits=Traits(likelihood=True, stride=2)),
     Mutant("says its cache is constant", "state_size_is_declared", traits=Traits(likelihood=True, constant_state=True)),
     Mutant("hides a constant state", "state_size_is_declared", build=Ngram, traits=Traits(likelihood=True)),
@@ -114,6 +120,9 @@ MUTANTS = [
     Mutant("invents a limit", "context_limit", traits=Traits(likelihood=True, context_limit=40)),
     Mutant("limit too high", "context_limit", traits=TOO_HIGH, config=LIMITED, raises=OVERFLOW),
     Mutant("limit too low", "context_limit", traits=Traits(likelihood=True, context_limit=36), config=LIMITED),
+    planted(mutants.LearnsWhatDoesNotCount, "answers_count_alone"),
+    planted(mutants.KeepsExactnessToItself, "answers_count_alone"),
+    Mutant("says tokens can stand often", "repeats_count", build=mutants.HearsOnlyOnce, traits=REPEATING),
     Mutant("looks less far than said", "lookahead_suffices", build=mutants.LooksOneAhead, traits=TWO_AHEAD),
 ]
 
@@ -152,8 +161,18 @@ def test_a_healthy_code_keeps_its_promise() -> None:
     assert finding.verdict == "holds", finding.detail
 
 
+def test_healthy_speculation_keeps_its_promises() -> None:
+    drafting = replace(ngram.ARCHITECTURE, build=mutants.Drafting, traits=lambda _config: DRAFTING)
+    verdicts = {finding.name: finding for finding in check(drafting, NGRAM)}
+    assert [finding for finding in verdicts.values() if finding.verdict == "broken"] == []
+    assert verdicts["speculation_is_declared"].verdict == verdicts["speculation_equals_plain"].verdict == "holds"
+
+
 def test_without_likelihood_some_promises_do_not_apply_and_say_why() -> None:
     excused = {finding.name: finding.detail for finding in check(PAIRS) if finding.verdict == "does not apply"}
+    assert "does not speculate" in excused.pop("speculation_equals_plain")
+    assert "takes no weights" in excused.pop("answers_count_alone")
+    assert "takes no repeats" in excused.pop("repeats_count")
     assert set(excused) == {"score_streams", "causality", "normalised", "draws_follow_likelihood"}
     assert all("no likelihood" in reason for reason in excused.values())
 

@@ -232,7 +232,7 @@ class InfiniAttention(SegmentAttention):
             q, k, v = self.rows(stretch)
             local, cache = self.attend(q, k, v, state.cache, angles)
             g = self._weight_of_memory(q, state.n_finished, x.shape[0])
-            g = g.detach() if alone else g
+            g = g.detach() + 0 * g if alone else g  # a gradient of zero, not none
             with _without_autocast(x):
                 recalled, state = self._recall(q, k, v, state, None if repeats is None else repeats[:, here])
             state = state._replace(cache=cache)

@@ -17,8 +17,15 @@ from archbench.contract.drawing import draws_follow_likelihood, greedy_is_certai
 from archbench.contract.reading import causality, chunked_prefill, decode_equals_parallel, empty_prefill, score_streams
 from archbench.contract.repeats import no_global_randomness, same_seed_same_result, save_and_load
 from archbench.contract.rows import batch_equals_single, rows_are_independent, states_branch
+from archbench.contract.speculation import speculation_equals_plain, speculation_is_declared
 from archbench.contract.subject import TOLERANCE, Candidate, Finding, Verdict, found
-from archbench.contract.training import gradients_arrive, phases_are_whole, training_learns
+from archbench.contract.training import (
+    answers_count_alone,
+    gradients_arrive,
+    phases_are_whole,
+    repeats_count,
+    training_learns,
+)
 from archbench.contract.traits import (
     context_limit,
     likelihood_is_declared,
@@ -37,6 +44,7 @@ VOCAB_SIZE = 17
 PROMISES: tuple[Callable[[Candidate], Finding], ...] = (
     likelihood_is_declared,
     reconstruction_is_declared,
+    speculation_is_declared,
     steps_write_strides,
     context_limit,
     state_size_is_declared,
@@ -50,12 +58,15 @@ PROMISES: tuple[Callable[[Candidate], Finding], ...] = (
     normalised,
     draws_follow_likelihood,
     greedy_is_certain,
+    speculation_equals_plain,
     rows_are_independent,
     batch_equals_single,
     states_branch,
     phases_are_whole,
     gradients_arrive,
     training_learns,
+    answers_count_alone,
+    repeats_count,
     save_and_load,
     same_seed_same_result,
     no_global_randomness,

@@ -20,7 +20,7 @@ from torch import Generator, Tensor
 
 from archbench.model import Architecture, Batch, Emission, Likelihood, Phase, SequenceModel, Traits, parameters_of
 from archbench.sampling import GREEDY, PLAIN, Sampling
-from archbench.state import State, copy_state, tensors
+from archbench.state import State, copy_state, select_rows, tensors
 
 TOLERANCE = 1e-4
 """Largest |a - b| / (1 + |b|) between log-probabilities that equal computations of another order may show in fp32."""
@@ -152,15 +152,20 @@ def likelihood(model: SequenceModel) -> Likelihood | None:
 def written(
     model: SequenceModel, state: State, n: int, sampling: Sampling = GREEDY, generator: Generator | None = None
 ) -> Int[Tensor, "b n"]:
-    """The first n tokens of every row that the model writes from `state`, which is given up."""
-    rows: list[list[int]] = []
-    while not rows or min(map(len, rows)) < n:
+    """The first n tokens of every row that the model writes from `state`, which is given up. A row that is done leaves
+    the batch: it must not run into a context limit while others catch up."""
+    texts: list[list[int]] = [[] for _ in range(rows_of(state))]
+    rows = list(range(len(texts)))
+    while rows:
         emission = model.decode_step(state, sampling, generator)
         state = emission.state
-        rows = rows or [[] for _ in emission.counts]
         for row, more in zip(rows, written_rows(emission), strict=True):
-            row.extend(more)
-    return torch.tensor([row[:n] for row in rows])
+            texts[row].extend(more)
+        going = [place for place, row in enumerate(rows) if len(texts[row]) < n]
+        if going and len(going) < len(rows):
+            state = select_rows(state, torch.tensor(going))
+        rows = [rows[place] for place in going]
+    return torch.tensor([text[:n] for text in texts])
 
 
 def written_rows(emission: Emission) -> list[list[int]]:

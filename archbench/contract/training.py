@@ -6,12 +6,15 @@ import math
 from collections import Counter
 
 import torch
-from torch import Generator
+from jaxtyping import Float, Int
+from torch import Generator, Tensor
 
-from archbench.contract.subject import Candidate, Finding, found, not_applicable, train_phase
-from archbench.model import Batch, parameters_of
+from archbench.contract.subject import TOLERANCE, Candidate, Finding, difference, found, not_applicable, train_phase
+from archbench.model import Batch, Loss, parameters_of
 
 LEARNING_STEPS = 30
+LEAST_EFFECT = 1e-6
+"""Relative change of the loss that counts as one; an untrained model's loss says little about its memory."""
 
 
 def phases_are_whole(subject: Candidate) -> Finding:
@@ -80,3 +83,62 @@ def training_learns(subject: Candidate) -> Finding:
         changes.append(f"{phase.name} {before:.4f} to {after:.4f}")
         learned &= math.isfinite(after) and after < before
     return found("training_learns", learned, f"{'; '.join(changes)} in {LEARNING_STEPS} steps")
+
+
+def answers_count_alone(subject: Candidate) -> Finding:
+    """Where a loss takes weights: weights of one change nothing, a token that counts for nothing may be any, one that
+    counts may not; and the share of rows answered exactly is told."""
+    name = "answers_count_alone"
+    if not subject.traits.answers:
+        return not_applicable(name, "its loss takes no weights")
+    window = subject.windows(5)
+    changed = window.clone()
+    changed[:, -1] = (changed[:, -1] + 1) % subject.config.vocab_size
+    ones, but_the_last = torch.ones(window.shape), torch.ones(window.shape)
+    but_the_last[:, -1] = 0
+    worst, matters = 0.0, False
+    for phase in range(len(subject.fresh().phases())):
+        plain, weighed, of_changed = (
+            _loss(subject, phase, tokens, weights)
+            for tokens, weights in ((window, None), (window, ones), (changed, ones))
+        )
+        spared, spared_changed = (_loss(subject, phase, tokens, but_the_last) for tokens in (window, changed))
+        worst = max(worst, difference(weighed.value, plain.value), difference(spared.value, spared_changed.value))
+        matters |= weighed.value.item() != of_changed.value.item()
+        exact = weighed.parts.get("exact")
+        if exact is None or not 0 <= exact.item() <= 1:
+            return found(name, False, f'the loss\'s part "exact" is {exact}; it must be a share of rows')
+    detail = (
+        f"largest difference {worst:.1e}, allowed {TOLERANCE:.0e}; a token that counts "
+        f"{'matters' if matters else 'does not matter'}"
+    )
+    return found(name, worst <= TOLERANCE and matters, detail)
+
+
+def repeats_count(subject: Candidate) -> Finding:
+    """Where a loss takes repeats: repeats of one change nothing, others do, and the loss stays finite."""
+    name = "repeats_count"
+    if not subject.traits.repeats:
+        return not_applicable(name, "its loss takes no repeats")
+    tokens = subject.text(2, subject.multiple(256) + subject.traits.lookahead)
+    ones, often = torch.ones(tokens.shape), torch.ones(tokens.shape)
+    often[:, : tokens.shape[1] // 2] = 1000.0
+    worst, least = 0.0, math.inf
+    for phase in range(len(subject.fresh().phases())):
+        once, again, repeated = (_loss(subject, phase, tokens, ones, r).value for r in (None, ones, often))
+        if not bool(torch.isfinite(repeated)):
+            return found(name, False, f"said 1000 times, half a text gives loss {repeated.item()}")
+        worst, least = max(worst, difference(again, once)), min(least, difference(repeated, once))
+    detail = f"said once: largest difference {worst:.1e}, allowed {TOLERANCE:.0e}; half said 1000 times: {least:.1e}"
+    return found(name, worst <= TOLERANCE and least > LEAST_EFFECT, detail)
+
+
+def _loss(
+    subject: Candidate,
+    phase: int,
+    tokens: Int[Tensor, "b t"],
+    weights: Float[Tensor, "b t"] | None,
+    repeats: Float[Tensor, "b t"] | None = None,
+) -> Loss:
+    batch = Batch(tokens, 0.5, Generator().manual_seed(0), weights, repeats)
+    return subject.model().phases()[phase].loss(batch)

@@ -107,7 +107,7 @@ def _sample(subject: Subject, settings: LatencySettings, context: int, batch: in
     sampling = Sampling(temperature=settings.temperature)
     generator = torch.Generator(device).manual_seed(subject.seed)
     tokens = aligned(prompts.take(batch, context), subject.traits.stride).to(device)
-    prefill, first, rest = (_Stopwatch(device) for _ in range(3))
+    prefill, first, rest = (Stopwatch(device) for _ in range(3))
     with torch.inference_mode():
         state = model.initial_state(batch)
         with quiet():
@@ -132,7 +132,7 @@ def _sample(subject: Subject, settings: LatencySettings, context: int, batch: in
 
 
 @dataclass
-class _Stopwatch:
+class Stopwatch:
     """Times a block by all clocks, in seconds, waiting for the device at both ends."""
 
     device: torch.device

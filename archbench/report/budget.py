@@ -28,6 +28,8 @@ WALL = "training wall-clock"
 
 _BY_BUDGET = {"bytes": TRAINING_BYTES, "tokens": TRAINING_BYTES, "flops": TRAINING_FLOPS, "seconds": WALL}
 _BY_MATCH = {"parameters": PARAMETERS, "non_embedding": NON_EMBEDDING, "training_flops": FLOPS_PER_BYTE}
+_SPENT = (TRAINING_BYTES, TRAINING_FLOPS, WALL)
+"""Axes that training spends, and that training before it spent as well."""
 _UNDECLARED = frozenset({PARAMETERS, TRAINING_BYTES, TRAINING_FLOPS})
 """Held against each other when the configs do not say what was to be equal."""
 
@@ -45,16 +47,18 @@ def declared_axes(configs: Iterable[Mapping[str, Any]]) -> frozenset[str]:
 @dataclass(frozen=True, kw_only=True)
 class Entry:
     """One row on one axis. `deviation` is value / reference's value - 1; None where one of the two is missing. A row
-    that has no value on any axis (its training failed) did not take part."""
+    that has no value on any axis (its training failed) did not take part. A row that `started` from trained weights had
+    more of this axis than its own training spent, so it is never matched."""
 
     row: Row
     finding: Finding
     deviation: float | None
     took_part: bool
+    started: bool = False
 
     @property
     def matched(self) -> bool:
-        return self.deviation is not None and abs(self.deviation) <= TOLERANCE
+        return not self.started and self.deviation is not None and abs(self.deviation) <= TOLERANCE
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,10 +145,16 @@ def budget(evidence: Evidence, rows: list[Row]) -> list[AxisMatch]:
         for row, finding in zip(rows, findings, strict=True)
         if finding.value is not None
     }
-    return [_match(axis, axis in declared, rows, findings, ran, note) for axis, findings, note in plans]
+    started = {row for row in rows if evidence.start_of(row)}
+    return [
+        _match(axis, axis in declared, rows, findings, ran, started if axis in _SPENT else set(), note)
+        for axis, findings, note in plans
+    ]
 
 
-def _match(axis: str, declared: bool, rows: list[Row], findings: list[Finding], ran: set[Row], note: str) -> AxisMatch:
+def _match(
+    axis: str, declared: bool, rows: list[Row], findings: list[Finding], ran: set[Row], started: set[Row], note: str
+) -> AxisMatch:
     against = next((f.value for row, f in zip(rows, findings, strict=True) if row in ran), None)
 
     def deviation(finding: Finding) -> float | None:
@@ -155,7 +165,7 @@ def _match(axis: str, declared: bool, rows: list[Row], findings: list[Finding], 
         return known(finding) / against - 1
 
     entries = tuple(
-        Entry(row=row, finding=finding, deviation=deviation(finding), took_part=row in ran)
+        Entry(row=row, finding=finding, deviation=deviation(finding), took_part=row in ran, started=row in started)
         for row, finding in zip(rows, findings, strict=True)
     )
     return AxisMatch(axis=axis, declared=declared, entries=entries, note=note)

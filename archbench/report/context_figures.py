@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -76,7 +77,7 @@ def against_context(
     evidence: Evidence, styles: dict[Row, Style], what: Quantity
 ) -> tuple[Drawing | Omitted, list[str]]:
     """The figure, and sentences about the crossovers of its first panel."""
-    panels = _panels(evidence, what)
+    panels = panels_of(evidence, what)
     if not panels:
         rows = evidence.architectures
         missing = [evidence.missing(row, what.metric, what.quantity, **what.at) for row in rows]
@@ -113,7 +114,8 @@ def against_context(
     ), sentences
 
 
-def _panels(evidence: Evidence, what: Quantity) -> dict[Any, Curves]:
+def panels_of(evidence: Evidence, what: Quantity) -> dict[Any, Curves]:
+    """The curves of each panel; of one without a panel coordinate, under None."""
     panels: dict[Any, Curves] = {}
     for row in evidence.architectures:
         for finding in evidence.series(row, what.metric, what.quantity, **what.at):
@@ -203,10 +205,22 @@ def _mark(panel: Axes, marked: list[Crossing]) -> None:
 
 
 def _sentence(crossing: Crossing, axis: str, at: str) -> str:
+    span = between(crossing)
     return (
         f"{axis[0].upper()}{axis[1:]}{at}: {crossing.cheaper_before} is lower up to ≈ {notation.tokens(crossing.x)} "
-        f"tokens of context, then {crossing.cheaper_after}."
+        f"tokens of context, then {crossing.cheaper_after}{span and f' (95 % interval: {span})'}."
     )
+
+
+def between(crossing: Crossing) -> str:
+    """`850 to 1.1K`: the interval of a crossing's context; "" where it has none."""
+    if crossing.low is None or crossing.high is None:
+        return ""
+    if crossing.low > 0 and crossing.high < math.inf:
+        return f"{notation.tokens(crossing.low)} to {notation.tokens(crossing.high)}"
+    low = f"above {notation.tokens(crossing.low)}" if crossing.low > 0 else ""
+    high = f"below {notation.tokens(crossing.high)}" if crossing.high < math.inf else ""
+    return low or high or "anywhere, or nowhere"
 
 
 def _always_lowest(curves: Curves, what: Quantity, at: str) -> list[str]:
@@ -232,10 +246,16 @@ def _always_lowest(curves: Curves, what: Quantity, at: str) -> list[str]:
 def _caption(what: Quantity, found: dict[Any, _Crossovers], keys: list[Any], every: list[Any]) -> str:
     parts = ["Wall-clock medians; bands are intervals." if what.noisy else "Measured from the live state."]
     if any(found[key].marked for key in keys):
-        parts.append("Rings mark crossovers, interpolated between the contexts measured.")
+        parts.append(
+            "Rings mark crossovers, interpolated between the contexts measured"
+            + ("; in brackets 95 % intervals." if what.noisy else ".")
+        )
     for key in keys:
         at = f"At {what.panel} {key}" if key is not None and len(keys) > 1 else ""
-        told = [f"{c.cheaper_after} below {c.cheaper_before} from {notation.tokens(c.x)}" for c in found[key].marked]
+        told = [
+            f"{c.cheaper_after} below {c.cheaper_before} from {notation.tokens(c.x)}{between(c) and f' ({between(c)})'}"
+            for c in found[key].marked
+        ]
         if told:
             parts.append(f"{at}: {', '.join(told)}." if at else f"{', '.join(told)}.")
         if found[key].others:

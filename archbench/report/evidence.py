@@ -85,8 +85,10 @@ class Evidence:
         self._planned: set[tuple[Row, str]] = set()
         self._measured: set[tuple[Row, str]] = set()
         self._quantities: set[tuple[str, str]] = set()
+        self._of_row: dict[Row, list[Record]] = defaultdict(list)
         for record in self.records:
             row = row_of_cell[cell_id(record)]
+            self._of_row[row].append(record)
             self._planned.add((row, record.metric))
             if record.status == "ok":
                 self._measured.add((row, record.metric))
@@ -117,6 +119,10 @@ class Evidence:
     def config(self, row: Row) -> dict[str, Any]:
         """The resolved config of a row's first cell."""
         return next(record.config for record in self.records if self.row_of(record) == row)
+
+    def start_of(self, row: Row) -> str:
+        """The checkpoint whose weights a row's training went on from; "" where it had first weights."""
+        return next((r.config["start_from"] for r in self._of_row[row] if r.config.get("start_from")), "")
 
     def series(self, row: Row, metric: str, quantity: str, **at: Any) -> list[Finding]:
         """The findings at every recorded point that agrees with `at`, in the order of their coordinates."""

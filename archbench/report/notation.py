@@ -10,6 +10,7 @@ import math
 
 _LARGE = ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 _TIME = ((7200.0, 3600.0, "h"), (120.0, 60.0, "min"), (1.0, 1.0, "s"), (1e-3, 1e-3, "ms"), (1e-6, 1e-6, "µs"))
+_ENERGY = ((1.0, 1.0, "J"), (1e-3, 1e-3, "mJ"), (1e-6, 1e-6, "µJ"))
 _PREFIXED = {
     "B": "B",
     "B/s": "B/s",
@@ -35,6 +36,8 @@ def scale(value: float, unit: str) -> tuple[float, str]:
             if size >= least:
                 return factor, name
         return (1e-9, "ns") if size > 0 else (1.0, "s")
+    if unit == "J/token" and size > 0:
+        return next(((factor, name) for least, factor, name in _ENERGY if size >= least), (1e-9, "nJ"))
     if unit == "fraction":
         return 0.01, "%"
     if unit in _PREFIXED:

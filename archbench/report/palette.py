@@ -1,9 +1,11 @@
 """One look a row, the same in every figure: colour, marker and line style.
 
-The colours are those of Okabe and Ito, told apart by readers with every common colour blindness; yellow is left out,
-being too faint on white. Labels take them in order of first appearance in the records, so a rerun of a suite looks the
-same; marker and line style differ too, so a figure survives a grey printer. Sizes of one label share its colour.
-References are grey.
+The first seven colours are those of Okabe and Ito, told apart by readers with every common colour blindness; yellow is
+left out, being too faint on white. Four more were chosen to be at least as far from these and from each other, as
+readers with full sight, protanopia, deuteranopia and tritanopia see them. Labels take them in order of first appearance
+in the records, so a rerun of a suite looks the same; marker and line style differ too, so a figure survives a grey
+printer, and where there are more labels than colours the twins of a colour have other markers. Sizes of one label share
+its colour. References are grey.
 
 Source: Okabe & Ito 2008, Color universal design.
 """
@@ -17,7 +19,10 @@ from typing import Literal
 
 from archbench.report.rows import Row
 
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+COLOURS = (
+    "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#9A68FE", "#BE354B", "#6B1E07",
+    "#080EB6",
+)  # fmt: skip
 GREYS = ("#5F6670", "#8A919C", "#3D434B")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 LineStyle = Literal["-", "none"] | tuple[float, Sequence[float]]
@@ -45,9 +50,10 @@ def styles(rows: Sequence[Row]) -> dict[Row, Style]:
         siblings[row.label] += 1
         colours = GREYS if row.reference else COLOURS
         colour = colours[index % len(colours)]
+        shift = 2 * (index // len(COLOURS))  # labels of one colour: markers 13 = 5 (mod 8) apart, so eight in turn
         looks[row] = Style(
             colour=colour,
-            marker="." if row.reference else MARKERS[(index + 3 * nth) % len(MARKERS)],
+            marker="." if row.reference else MARKERS[(index + shift + 3 * nth) % len(MARKERS)],
             line=LINES[(index + nth + int(row.reference)) % len(LINES)],
             face=colour if nth == 0 else "white",
         )

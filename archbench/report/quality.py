@@ -27,7 +27,7 @@ def quality_table(evidence: Evidence) -> Table:
         for estimator, _ in ESTIMATORS
     }
     columns = [Column(name="architecture", numeric=False)]
-    cells: list[list[TableCell]] = [[_heading(row) for row in rows]]
+    cells: list[list[TableCell]] = [[_heading(evidence, row) for row in rows]]
     for state in STATES:
         columns.append(Column(name=f"bits per byte, {state}", hint=_context_hint(bits[state])))
         cells.append([_with_context(finding, bits[state]) for finding in bits[state]])
@@ -54,6 +54,7 @@ def quality_table(evidence: Evidence) -> Table:
             _interval_note([f for found in bits.values() for f in found]),
             *_scored_note(evidence),
             *_codec_note(rows),
+            *start_notes(evidence, rows),
         ),
         rule_after=len(evidence.architectures) if evidence.references else None,
     )
@@ -100,6 +101,10 @@ def budget_table(match: list[AxisMatch], name: str = "") -> Table:
         notes=(
             "Declared: what the suite set out to make equal; only along these is anything ranked. The other axes are "
             "outcomes, which need not be equal.",
+            *(
+                f"{name} went on from trained weights; what their training spent is not in its figures."
+                for name in dict.fromkeys(e.row.name for axis in match for e in axis.entries if e.started)
+            ),
         ),
     )
 
@@ -112,6 +117,8 @@ def deviation(value: float) -> str:
 def _verdict(axis: AxisMatch) -> TableCell:
     if len(axis.contenders) < 2:
         return table.text("nothing to hold it against", "fewer than two architectures ran")
+    if before := [entry.row.name for entry in axis.contenders if entry.started]:
+        return table.text("not matched", f"{notation.listed(before)} had training before", flagged=True)
     if axis.mismatch is None:
         missing = [entry.row.name for entry in axis.contenders if entry.deviation is None]
         return table.text("not known", f"no value for {notation.listed(missing)}")
@@ -120,8 +127,18 @@ def _verdict(axis: AxisMatch) -> TableCell:
     return table.text("not matched", f"up to {deviation(axis.mismatch)}", flagged=True)
 
 
-def _heading(row: Row) -> TableCell:
-    return table.text(row.name, "reference" if row.reference else "")
+def _heading(evidence: Evidence, row: Row) -> TableCell:
+    return table.text(row.name, "reference" if row.reference else "", flagged=bool(evidence.start_of(row)))
+
+
+def start_notes(evidence: Evidence, rows: list[Row]) -> tuple[str, ...]:
+    """One note for each row whose training went on from weights that it was given."""
+    starts = {row.name: evidence.start_of(row) for row in rows}
+    return tuple(
+        f"Flagged: {name} went on from the trained weights of {start}; that training is in none of the budgets here."
+        for name, start in starts.items()
+        if start
+    )
 
 
 def _at_context(finding: Finding) -> dict[str, object]:
