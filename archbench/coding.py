@@ -2,8 +2,8 @@
 
     pass@k of a problem   1 - C(n - c, k) / C(n, k), for n completions of which c pass; then the mean over problems
 
-Two graded quantities stand beside it, because a model that never passes still differs from another: the bits per byte
-of the reference solution after its prompt, and the share of completions that are valid Python at all.
+Two graded quantities stand beside it, because models that never pass still differ from each other: the bits per byte
+of the reference solution after its prompt, and the share of completions that are Python at all.
 
 Source: Chen et al. 2021, 2107.03374, section 2.1 (the unbiased estimator).
 """
@@ -14,6 +14,7 @@ import ast
 import math
 import os
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,27 +22,29 @@ from typing import Any
 import numpy as np
 import torch
 
+from archbench.completions import Answers, Question, Writing, answer
 from archbench.data.problems import Problem
-from archbench.errors import ContextOverflow, SandboxError
-from archbench.generation import aligned, write_until
+from archbench.environment import usable_cores
+from archbench.errors import SandboxError
 from archbench.metric import Measurement, Quantity, Subject
 from archbench.model import Likelihood
-from archbench.sampling import Sampling
-from archbench.sandbox import open_sandbox
-from archbench.state import State, copy_state, tile_state
-from archbench.stats import bootstrap_mean, bootstrap_ratio, pass_at_k
+from archbench.sandbox import Limits, Verdict, open_sandbox
+from archbench.stats import Interval, bootstrap_mean, bootstrap_ratio, pass_at_k, wilson_interval
 
 KS = (1, 10, 100)
+"""Pass@k is given at these k, as far as there are completions."""
+
+NOT_PYTHON = "does not parse"
 
 QUANTITIES: Mapping[str, Quantity] = {
     "pass_at_k": Quantity(
         unit="fraction",
         better="higher",
-        meaning="chance that one of k completions passes all tests; mean",
+        meaning="chance that one of k completions passes all tests, mean over problems",
     ),
     "valid_syntax": Quantity(unit="fraction", better="higher", meaning="share of completions that parse as Python"),
     "solution_bits_per_byte": Quantity(
-        unit="bit/byte", better="lower", meaning="of the reference solution, given its prompt"
+        unit="bit/byte", better="lower", meaning="of the reference solutions, given their prompts"
     ),
     "problems": Quantity(unit="problem", better="neither", meaning="how many were asked"),
 }
@@ -53,142 +56,45 @@ class Protocol:
 
     Attributes:
         name: as records say it.
-        shots: text before every prompt; encoded and read once.
+        shots: text before every prompt.
         prompt: what is asked.
-        solution: what should follow the prompt, for its bits per byte.
-        program: the program to judge, from prompt's problem and the completion.
-        stop: strings that end a completion.
+        solution: what should follow the prompt, up to a stop string.
+        cpu_s: processor time a completion may take; on the clock it is three times that.
     """
 
     name: str
     shots: str
     prompt: Callable[[Problem], str]
     solution: Callable[[Problem], str]
-    program: Callable[[str], str]
-    stop: Sequence[str]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Writing:
-    """How completions are drawn: `samples` of each problem at `temperature` (0 is greedy, and then one suffices), of at
-    most `new_tokens` tokens."""
-
-    samples: int
-    temperature: float
-    new_tokens: int
-
-
-@dataclass(frozen=True)
-class Answers:
-    """What a model made of one problem."""
-
-    problem: Problem
-    completions: list[str]
-    nats: float | None
-    n_bytes: int
+    cpu_s: int
 
 
 def measure(subject: Subject, problems: Sequence[Problem], protocol: Protocol, how: Writing) -> Iterator[Measurement]:
-    """All quantities over `problems`, with bootstrap intervals over problems."""
-    answers = list(_answers(subject, problems, protocol, how))
-    decoding = "greedy" if how.temperature == 0 else f"temperature {how.temperature:g}"
-    said = f"{protocol.name}; {len(problems)} problems, {how.samples} completions each, {decoding}, at most "
-    said += f"{how.new_tokens} tokens"
-    at = {"protocol": protocol.name, "temperature": how.temperature}
+    """All quantities over `problems`, with intervals over problems.
+
+    Raises:
+        DataError: a problem's tests cannot be judged.
+    """
+    asked = [Question(number=p.task_id, prompt=protocol.shots + protocol.prompt(p), reference=protocol.solution(p))
+             for p in problems]  # fmt: skip
+    answers = answer(subject, asked, how)
+    at = {"protocol": protocol.name}
+    said = f"{protocol.name}; {len(problems)} problems{_unfit(subject, answers)}"
     yield Measurement(quantity="problems", value=len(problems), at=at, protocol=said)
-    yield from _passes(answers, protocol, how, at, said)
-    valid = [sum(_parses(protocol.program(text)) for text in each.completions) / how.samples for each in answers]
-    yield _mean("valid_syntax", valid, at, said)
-    yield _solution_bits(subject, answers, at, said)
+    yield _solution_bits(subject, asked, answers, at, said)
+    for temperature in how.temperatures:
+        here = {**at, "temperature": temperature}
+        if reason := answers.refused.get(temperature):
+            for quantity in ("pass_at_k", "valid_syntax"):
+                yield Measurement(quantity=quantity, value=None, at=here, reason=reason)
+            continue
+        drawn = f"{how.samples} completions each at temperature {temperature:g}" if temperature else "greedy"
+        texts = [found.completions[temperature] for found in answers.each]
+        yield from _of_texts(problems, texts, protocol.cpu_s, here, f"{said}; {drawn}, at most {how.new_tokens} tokens")
 
 
-def _answers(subject: Subject, problems: Sequence[Problem], protocol: Protocol, how: Writing) -> Iterator[Answers]:
-    model, codec = subject.model, subject.codec
-    sampling = Sampling(temperature=how.temperature)
-    generator = torch.Generator(model.device).manual_seed(subject.seed)
-    with torch.inference_mode():
-        after_shots = _read(subject, protocol.shots, model.initial_state(1))
-        for problem in problems:
-            state = _read(subject, protocol.prompt(problem), copy_state(after_shots))
-            nats, n_bytes = _surprise(subject, protocol.solution(problem), copy_state(state))
-            try:
-                texts = write_until(
-                    model, tile_state(state, how.samples), how.samples, how.new_tokens, sampling, generator,
-                    codec.decode, protocol.stop,
-                )  # fmt: skip
-            except ContextOverflow:
-                texts = [""] * how.samples  # no room to answer is no answer
-            yield Answers(problem, texts, nats, n_bytes)
-
-
-def _read(subject: Subject, text: str, state: State) -> State:
-    if not text:
-        return state
-    ids = torch.from_numpy(subject.codec.encode(text.encode()).astype(np.int64))[None].to(subject.model.device)
-    return subject.model.prefill(aligned(ids, subject.traits.stride), state)
-
-
-def _surprise(subject: Subject, text: str, state: State) -> tuple[float | None, int]:
-    """Nats of `text` after `state`, if the model has a likelihood, and its bytes."""
-    raw, model = text.encode(), subject.model
-    if not isinstance(model, Likelihood):
-        return None, len(raw)
-    ids = torch.from_numpy(subject.codec.encode(raw).astype(np.int64))[None].to(model.device)
-    log_probs, _ = model.score(ids, state)
-    return -float(log_probs.gather(2, ids[..., None]).double().sum()), len(raw)
-
-
-def _passes(
-    answers: Sequence[Answers], protocol: Protocol, how: Writing, at: Mapping[str, Any], said: str
-) -> Iterator[Measurement]:
-    items = [(protocol.program(text), each.problem) for each in answers for text in each.completions]
-    try:
-        with open_sandbox() as sandbox:
-            verdicts = sandbox.judge_all(items, workers=max(1, (os.cpu_count() or 2) // 2))
-            rung = sandbox.rung
-    except SandboxError as error:
-        yield Measurement(quantity="pass_at_k", value=None, at={**at, "k": 1}, reason=str(error), protocol=said)
-        return
-    passed = np.array([verdict.passed for verdict in verdicts]).reshape(len(answers), how.samples).sum(axis=1)
-    for k in (k for k in KS if k <= how.samples):
-        shares = [pass_at_k(how.samples, int(c), k) for c in passed]
-        yield _mean("pass_at_k", shares, {**at, "k": k}, f"{said}; judged in sandbox '{rung}'")
-
-
-def _mean(quantity: str, values: Sequence[float], at: Mapping[str, Any], said: str) -> Measurement:
-    interval = bootstrap_mean(values, range(len(values)))
-    return Measurement(
-        quantity=quantity,
-        value=float(np.mean(values)),
-        samples=values,
-        low=interval.low if interval else None,
-        high=interval.high if interval else None,
-        confidence=interval.confidence if interval else None,
-        at=at,
-        protocol=said,
-    )
-
-
-def _solution_bits(subject: Subject, answers: Sequence[Answers], at: Mapping[str, Any], said: str) -> Measurement:
-    quantity = "solution_bits_per_byte"
-    if not isinstance(subject.model, Likelihood):
-        return Measurement(quantity=quantity, value=None, at=at, reason="this model has no likelihood")
-    bits = [(each.nats or 0.0) / math.log(2) for each in answers]
-    sizes = [each.n_bytes for each in answers]
-    interval = bootstrap_ratio(bits, sizes)
-    return Measurement(
-        quantity=quantity,
-        value=sum(bits) / sum(sizes),
-        samples=[b / n for b, n in zip(bits, sizes, strict=True)],
-        low=interval.low if interval else None,
-        high=interval.high if interval else None,
-        confidence=interval.confidence if interval else None,
-        at=at,
-        protocol=said,
-    )
-
-
-def _parses(program: str) -> bool:
+def parses(program: str) -> bool:
+    """Whether a text is Python, and not nothing."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of dubious escapes: valid all the same
@@ -196,3 +102,98 @@ def _parses(program: str) -> bool:
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return False
     return bool(program.strip())
+
+
+def judge(items: Sequence[tuple[str, Problem]], cpu_s: int) -> list[Verdict]:
+    """The verdicts on (program, problem) pairs, in their order.
+
+    What is no Python cannot pass and is not run, and equal pairs are judged once: of what small models write, that is
+    nearly all.
+
+    Raises:
+        SandboxError: nothing here could confine a program.
+        DataError: a problem's tests cannot be judged.
+    """
+    programs = [item for item in dict.fromkeys(items) if parses(item[0])]
+    with open_sandbox(limits=Limits(cpu_s=cpu_s, wall_s=3.0 * cpu_s)) as sandbox:
+        found = dict(zip(programs, sandbox.judge_all(programs, _free_cores()), strict=True))
+        return [found.get(item) or Verdict(False, NOT_PYTHON, 0.0, sandbox.rung) for item in items]
+
+
+def _free_cores() -> int:
+    """Those of this process, which waits while others judge, and those that nobody uses."""
+    return max(torch.get_num_threads(), usable_cores() - round(os.getloadavg()[0]))
+
+
+def _of_texts(
+    problems: Sequence[Problem], texts: Sequence[Sequence[str]], cpu_s: int, at: Mapping[str, Any], said: str
+) -> Iterator[Measurement]:
+    """Of each problem's completions at one temperature."""
+    yield _mean("valid_syntax", [float(np.mean([parses(text) for text in group])) for group in texts], at, said)
+    n = len(texts[0])
+    ks = [k for k in KS if k <= n]
+    try:
+        verdicts = judge([(text, p) for p, group in zip(problems, texts, strict=True) for text in group], cpu_s)
+    except SandboxError as error:
+        for k in ks:
+            yield Measurement(quantity="pass_at_k", value=None, at={**at, "k": k}, reason=str(error))
+        return
+    passed = np.array([verdict.passed for verdict in verdicts]).reshape(-1, n).sum(axis=1)
+    said = f"{said}; sandbox '{verdicts[0].rung}': {_outcomes(verdicts)}"
+    for k in ks:
+        yield _mean("pass_at_k", [pass_at_k(n, int(correct), k) for correct in passed], {**at, "k": k}, said)
+
+
+def _outcomes(verdicts: Sequence[Verdict]) -> str:
+    """`7 passed, 12 failed, 3 timed out`, the most frequent first."""
+    kinds = Counter(verdict.result.partition(":")[0] for verdict in verdicts)
+    return ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())
+
+
+def _mean(quantity: str, values: Sequence[float], at: Mapping[str, Any], said: str) -> Measurement:
+    return _measurement(quantity, float(np.mean(values)), values, _over_problems(values), at, said)
+
+
+def _over_problems(values: Sequence[float]) -> Interval | None:
+    """Of the mean. Where all fail, or none, resampling would give an interval of no width: then Wilson's."""
+    if set(values) in ({0.0}, {1.0}):
+        return wilson_interval(round(sum(values)), len(values))
+    return bootstrap_mean(values, range(len(values)))
+
+
+def _solution_bits(
+    subject: Subject, asked: Sequence[Question], answers: Answers, at: Mapping[str, Any], said: str
+) -> Measurement:
+    quantity = "solution_bits_per_byte"
+    if not isinstance(subject.model, Likelihood):
+        return Measurement(quantity=quantity, value=None, at=at, reason="this model has no likelihood")
+    bits = [found.nats / math.log(2) for found in answers.each if found.nats is not None]
+    if too_long := len(asked) - len(bits):
+        reason = f"{too_long} of {len(asked)} prompts with their solutions exceed the context limit of "
+        reason += f"{subject.traits.context_limit} tokens"
+        return Measurement(quantity=quantity, value=None, at=at, reason=reason)
+    sizes = [len(question.reference.encode()) for question in asked]
+    each = [b / n for b, n in zip(bits, sizes, strict=True)]
+    return _measurement(quantity, sum(bits) / sum(sizes), each, bootstrap_ratio(bits, sizes), at, said)
+
+
+def _measurement(
+    quantity: str, value: float, samples: Sequence[float], interval: Interval | None, at: Mapping[str, Any], said: str
+) -> Measurement:
+    return Measurement(
+        quantity=quantity,
+        value=value,
+        samples=samples,
+        low=interval.low if interval else None,
+        high=interval.high if interval else None,
+        confidence=interval.confidence if interval else None,
+        at=at,
+        protocol=said,
+    )
+
+
+def _unfit(subject: Subject, answers: Answers) -> str:
+    """What is said of prompts without room for an answer, which count as not solved."""
+    n = sum(not found.fits for found in answers.each)
+    limit = subject.traits.context_limit
+    return f", of which {n} leave no room in a context of {limit} tokens and count as not solved" if n else ""

@@ -33,7 +33,7 @@ MEMORY = 0.95
 
 @dataclass(frozen=True, kw_only=True)
 class Lesson:
-    """One stage: texts of `context` tokens from `generator`; idle blocks of `block` tokens stand up to `replay` times."""
+    """One stage: texts of `context` tokens; idle blocks of `block` tokens stand in them up to `replay` times."""
 
     generator: Generator
     context: int

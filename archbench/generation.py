@@ -129,26 +129,31 @@ def write_until(
     sampling: Sampling,
     generator: Generator | None,
     decode: Callable[[np.ndarray], bytes],
-    stop: Sequence[str],
+    stop: Sequence[str] = (),
+    stop_tokens: Collection[int] = (),
 ) -> list[str]:
-    """The text that each of the `batch_size` rows of `state` writes before a stop string, or in `n_new` tokens. Rows
-    that are done leave the batch. Gives up `state`."""
-    texts = [""] * batch_size
-    streams, left = [TextStream(stop) for _ in range(batch_size)], [n_new] * batch_size
-    rows = list(range(batch_size))
+    """The text that each of the `batch_size` rows of `state` writes: of `n_new` tokens, or up to a token of
+    `stop_tokens` or a string of `stop`. What `stream` gives, rows at a time. Gives up `state`.
+
+    Rows that are done leave the batch, so that they neither cost time nor run into the context limit.
+    """
+    texts = [TextStream(stop) for _ in range(batch_size)]
+    written, left = [""] * batch_size, [n_new] * batch_size
+    rows = list(range(batch_size)) if n_new > 0 else []
     while rows:
         emitted, counts, state = model.decode_step(state, sampling, generator)
         going = []
         for place, (row, ids, count) in enumerate(zip(rows, emitted.tolist(), counts.tolist(), strict=True)):
-            kept = np.array(ids[: min(count, left[row])], dtype=np.int64)
-            left[row] -= len(kept)
-            texts[row] += streams[row].feed(decode(kept))
-            if left[row] and not streams[row].stopped:
+            ids = ids[: min(left[row], count)]
+            end = next((place for place, id in enumerate(ids) if id in stop_tokens), None)
+            left[row] = 0 if end is not None else left[row] - len(ids)
+            written[row] += texts[row].feed(decode(np.array(ids[:end], dtype=np.int64)))
+            if left[row] and not texts[row].stopped:
                 going.append(place)
-        if len(going) < len(rows):
-            rows = [rows[place] for place in going]
-            state = select_rows(state, torch.tensor(going, dtype=torch.long, device=emitted.device)) if rows else None
-    return [text + stream.close() for text, stream in zip(texts, streams, strict=True)]
+        if going and len(going) < len(rows):
+            state = select_rows(state, torch.tensor(going, device=emitted.device))
+        rows = [rows[place] for place in going]
+    return [begun + text.close() for begun, text in zip(written, texts, strict=True)]
 
 
 class TextStream:

@@ -2,7 +2,8 @@
 
 A file in `archbench/architectures`, `archbench/metrics` or `archbench/tasks` is found by existing; its name is the
 architecture's, metric's or task's name. Other packages use the entry-point groups of the same names
-(`archbench.architectures`) and get the same treatment. While an architecture is being written, the path of its .py file serves as its name.
+(`archbench.architectures`) and get the same treatment. While an architecture is being written, the path of its .py file
+serves as its name.
 """
 
 from __future__ import annotations

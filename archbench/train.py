@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -65,12 +65,12 @@ class _Mean:
     loss: float = 0.0
     parts: dict[str, float] = field(default_factory=dict)
 
-    def add(self, loss: Loss) -> float:
+    def add(self, loss: Loss, beside: Mapping[str, float]) -> float:
         value = float(loss.value.detach())
         self.n += 1
         self.loss += value
-        for name, part in loss.parts.items():
-            self.parts[name] = self.parts.get(name, 0.0) + float(part)
+        for name, part in {**{name: float(part) for name, part in loss.parts.items()}, **beside}.items():
+            self.parts[name] = self.parts.get(name, 0.0) + part
         return value
 
 
@@ -159,8 +159,9 @@ class _Trainer:
             progress = (spent - begin) / phase.share
             share = schedule(progress, self.training.warmup, self.training.final, self.training.decay)
             rate = self.training.learning_rate * share
+            beside = self.examples.parts()
             loss = self._step(phase, optimizer, trained, progress, rate)
-            value = self.mean.add(loss)
+            value = self.mean.add(loss, beside)
             if not math.isfinite(value):
                 raise TrainingError(
                     f"phase {phase.name}, step {self.totals.step}: the loss is {value}; lower training.learning_rate"
@@ -206,9 +207,8 @@ class _Trainer:
         self.totals.tokens += len(rows.tokens) * context
         self.totals.bytes += self.examples.bytes_at(step)
         self.totals.flops += len(rows.tokens) * self._flops_of_row(context)
-        logged = loss._replace(parts={**loss.parts, **self.examples.parts()})
         self.examples.told(loss.parts)
-        return logged
+        return loss
 
     def _flops_of_row(self, context: int) -> float:
         if context not in self.flops_per_row:

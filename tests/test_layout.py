@@ -11,8 +11,9 @@ PACKAGE = Path(archbench.__file__).parent
 LEVELS = {
     0: "errors stats environment record history parse papers",
     1: "state sampling model data codec",
-    2: "layers segments drafting ops foreign operators flops roofline power generation prompts contract task tasks haystack examination projection curriculum sandbox",
-    3: "registry metric architectures metrics sizes exercise coding",
+    2: "layers segments drafting ops foreign operators flops roofline power generation prompts contract task tasks "
+    "haystack examination projection curriculum sandbox",
+    3: "registry metric architectures metrics sizes exercise coding completions",
     4: "timing",
     5: "cell suite pretrained plan checkpoint train estimate",
     6: "worker executors run report integrations writing doctor conversion code_eval",

@@ -1,4 +1,4 @@
-"""What a training reads: rows of tokens, step by step. Windows of a corpus are one source, a task's curriculum another."""
+"""What a training reads: rows of tokens, step by step. Windows of a corpus are one source, a task's lessons another."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Examples(ABC):
     def bytes_at(self, step: int) -> float:
         """Bytes of raw text under the step's next-token targets."""
 
-    def told(self, parts: Mapping[str, Tensor]) -> None:
+    def told(self, parts: Mapping[str, Tensor]) -> None:  # noqa: B027 (most sources have nothing to learn)
         """The parts of the loss of the step just done."""
 
     def parts(self) -> dict[str, float]:
@@ -46,5 +46,5 @@ class Examples(ABC):
         """JSON values from which `go_to` restores this source."""
         return {}
 
-    def go_to(self, position: Mapping[str, Any]) -> None:
+    def go_to(self, position: Mapping[str, Any]) -> None:  # noqa: B027
         """Raises KeyError when the position is not one of this source."""

@@ -11,26 +11,34 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from archbench import coding
+from archbench.completions import Writing
 from archbench.data import mbpp_mini
 from archbench.errors import ConfigError
 from archbench.metric import Measurement, Metric, Quantity, Subject
-from archbench.sampling import Sampling
 
 
 @dataclass(frozen=True, kw_only=True)
 class MiniSettings:
-    """The first `problems` of the test problems, each answered `samples` times at `temperature` (0 is greedy)."""
+    """The first `problems` test problems (0: all), each completed `samples` times at each temperature, and once where
+    that is 0, which is greedy."""
 
-    problems: int = 100
+    problems: int = 0
     samples: int = 10
-    temperature: float = 0.4
+    temperatures: tuple[float, ...] = (0.0, 0.5)
     new_tokens: int = 128
 
     def __post_init__(self) -> None:
-        for name, most in (("problems", mbpp_mini.TEST_PROBLEMS), ("samples", 1000), ("new_tokens", 4096)):
-            if not 1 <= getattr(self, name) <= most:
-                raise ConfigError(f"mbpp_mini.{name}: {getattr(self, name)}; must lie between 1 and {most}")
-        Sampling(temperature=self.temperature)
+        if self.problems < 0:
+            raise ConfigError(f"mbpp_mini.problems: {self.problems}; must be at least 1, or 0 for all")
+        self.writing()
+
+    def writing(self) -> Writing:
+        return Writing(
+            samples=self.samples,
+            temperatures=self.temperatures,
+            new_tokens=self.new_tokens,
+            stop=(mbpp_mini.DONE,),
+        )
 
 
 class MiniMetric(Metric):
@@ -40,17 +48,16 @@ class MiniMetric(Metric):
     quantities: ClassVar[Mapping[str, Quantity]] = coding.QUANTITIES
 
     def measure(self, subject: Subject, settings: MiniSettings) -> Iterator[Measurement]:
-        how = coding.Writing(samples=settings.samples, temperature=settings.temperature, new_tokens=settings.new_tokens)
-        yield from coding.measure(subject, mbpp_mini.problems("test")[: settings.problems], PROTOCOL, how)
+        problems = mbpp_mini.problems("test")
+        yield from coding.measure(subject, problems[: settings.problems or None], PROTOCOL, settings.writing())
 
 
 PROTOCOL = coding.Protocol(
     name="mbpp-mini@0shot",
     shots="",
     prompt=mbpp_mini.prompt,
-    solution=mbpp_mini.solution,
-    program=str,
-    stop=(mbpp_mini.DONE,),
+    solution=lambda problem: problem.code,
+    cpu_s=2,
 )
 
 METRIC = MiniMetric()

@@ -1,7 +1,9 @@
 """How much memory work needs beyond what was held before it: training steps, prefill, decode steps.
 
 On a CPU this is resident memory as the kernel sees it: freed memory is handed back first, the kernel's high-water mark
-is set back to the present level, the work runs, and the mark is read again. Everything counts that the work allocates:
+is set back to the present level, the work runs, and the mark is read again. Holes that earlier work left in the heap
+are taken meanwhile: blocks placed in them at random would keep more of it in use the longer the work goes on, though
+nothing is kept. Everything counts that the work allocates:
 activations, gradients, optimizer moments, the state, scratch of libraries. The work has run once before, so that what
 is loaded or allocated only the first time does not. On an accelerator the allocator's own high-water mark is read.
 
@@ -15,6 +17,7 @@ import copy
 import ctypes
 import gc
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -27,6 +30,11 @@ from archbench.metric import Measurement, Metric, Quantity, Subject
 from archbench.model import Batch, Phase, SequenceModel, parameters_of
 from archbench.sampling import PLAIN
 
+MMAP_THRESHOLD, LARGE = -3, 128 * 1024
+"""An option of glibc's mallopt(3), and its first value: blocks of that size come from the kernel and go back to it,
+unless a hole of the heap holds them. Left alone, glibc raises it up to 32 MB as blocks are freed."""
+PLUG, MOST_PLUGS = 64 * 1024, 2**14
+"""Size in bytes of what fills the holes, and how many there may be."""
 CLEAR_HIGH_WATER_MARK = "5"
 """What proc(5) wants written to /proc/self/clear_refs."""
 
@@ -47,7 +55,7 @@ class MemorySettings:
 
 class MemoryMetric(Metric):
     name = "memory"
-    version = 1
+    version = 2
     settings = MemorySettings
     quantities: ClassVar[Mapping[str, Quantity]] = {
         "peak_rss": Quantity(unit="B", better="lower", meaning="peak resident memory above the level before the work"),
@@ -97,19 +105,40 @@ def peak_bytes(ready: Callable[[], Callable[[], object]], device: torch.device) 
     if device.type != "cpu":
         raise UnsupportedError(f"no way is known to read the peak memory of a device of type '{device.type}'")
     _give_back_freed()
-    _clear_high_water_mark()
-    before = _status("VmRSS")
-    work()
-    return max(0, _status("VmHWM") - before)
+    with _holes_taken():
+        _clear_high_water_mark()
+        before = _status("VmRSS")
+        work()
+        return max(0, _status("VmHWM") - before)
 
 
 def _give_back_freed() -> None:
-    """Hands freed memory back to the system, so that reusing it shows. Raises UnsupportedError without glibc."""
+    """Hands freed memory back to the system, so that reusing it shows; large blocks from now on at once. Raises
+    UnsupportedError without glibc."""
     gc.collect()
     try:
-        ctypes.CDLL(None).malloc_trim(0)
+        glibc = ctypes.CDLL(None)
+        glibc.mallopt(MMAP_THRESHOLD, LARGE)
+        glibc.malloc_trim(0)
     except (AttributeError, TypeError, OSError):
         raise UnsupportedError("peak memory needs Linux with glibc: freed memory cannot be handed back here") from None
+
+
+@contextmanager
+def _holes_taken() -> Iterator[None]:
+    """Takes blocks, and touches none, until the heap has to grow for one: no large hole is left then."""
+    libc = ctypes.CDLL(None)
+    libc.sbrk.restype = libc.malloc.restype = ctypes.c_void_p
+    libc.malloc.argtypes, libc.free.argtypes = [ctypes.c_size_t], [ctypes.c_void_p]
+    end = libc.sbrk(0)
+    plugs: list[int] = []
+    while libc.sbrk(0) == end and len(plugs) < MOST_PLUGS:
+        plugs.append(libc.malloc(PLUG))
+    try:
+        yield
+    finally:
+        for plug in plugs:
+            libc.free(plug)
 
 
 def _clear_high_water_mark() -> None:

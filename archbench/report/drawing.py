@@ -104,16 +104,25 @@ def house_style() -> Iterator[None]:
 
 
 def canvas(
-    panels: int, legend: Sequence[str] = (), wide: bool = False, share_y: bool = True, height: float = HEIGHT
+    panels: int,
+    legend: Sequence[str] = (),
+    wide: bool = False,
+    share_y: bool = True,
+    height: float = HEIGHT,
+    across: int | None = None,
 ) -> tuple[Figure, list[Axes]]:
-    """A figure with so many panels side by side; more than one makes it wide. A legend of more than one line makes it
-    higher."""
+    """A figure with so many panels side by side, in lines of at most `across`, each `height` high; more than one makes
+    it wide. A legend of more than one line makes it higher."""
     width = WIDE if wide or panels > 1 else HALF
+    columns = panels if across is None else min(panels, across)
+    lines = math.ceil(panels / columns)
     more = math.ceil(len(legend) / _legend_columns(legend, width)) - 1 if legend else 0
-    figure = Figure(figsize=(width, height + more * _LEGEND_LINE), layout="constrained")
+    figure = Figure(figsize=(width, height * lines + more * _LEGEND_LINE), layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.subplots(1, panels, sharey=share_y, squeeze=False)
-    return figure, list(axes[0])
+    axes = list(figure.subplots(lines, columns, sharey=share_y, squeeze=False).flat)
+    for spare in axes[panels:]:
+        spare.set_axis_off()
+    return figure, axes[:panels]
 
 
 def _legend_columns(names: Sequence[str], width: float) -> int:

@@ -4,8 +4,9 @@
 
 The number has a fixed count of digits, leading zeros allowed, so chance is 10^-digits; the filler begins at a random
 phase and is cut so that the text has an exact number of tokens. Pieces are encoded apart from each other and digits one
-by one, so every codec asks for the same number of symbols. A key is used for testing if its last digit is 7, and for
-training otherwise.
+by one, so every codec asks for the same number of symbols. A hash of a number says whether it is kept for testing, so
+that every digit stands at every place in both splits: were it the last digit, as seems simpler, models that learn which
+digits are likely would fail for that alone.
 
 Variants. `keys`: several needles, each of a word ("The pass key of apple is ..."), and the question names one.
 `overwrite`: the key is stated twice with different numbers, and the later one counts. `decoys`: that share of the
@@ -31,7 +32,7 @@ from jaxtyping import Int64
 from archbench.codec import Codec
 from archbench.data.corpus import Corpus
 from archbench.errors import ConfigError
-from archbench.task import Example, Generator, Split, Task
+from archbench.task import Example, Generator, Split, Task, held_out
 
 INTRO = (
     "There is an important info hidden inside a lot of irrelevant text. Find it and memorize them. "
@@ -40,15 +41,16 @@ INTRO = (
 GRASS = "The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again. "
 QUESTION = " What is the pass key? The pass key is "
 NAMED_QUESTION = " What is the pass key of {word}? The pass key of {word} is "
-WORDS = ("apple", "river", "stone", "cloud", "tiger", "maple", "ocean", "candle", "silver", "garden", "rocket", "violin")
+WORDS = (
+    "apple", "river", "stone", "cloud", "tiger", "maple", "ocean", "candle", "silver", "garden", "rocket", "violin",
+)  # fmt: skip
 DECOYS = {
     "seen": ("zip code", "room number", "phone line", "ticket number", "bus number", "order number", "page number",
              "serial number", "lock code", "house number", "flight number", "account number"),
     "unseen": ("pin code", "locker number", "train number", "badge number", "invoice number", "street number"),
 }  # fmt: skip
-TEST_DIGIT = 7
 
-Tokens = Int64[np.ndarray, " n"]
+Tokens = Int64[np.ndarray, " _"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,8 +70,8 @@ class PasskeySettings:
     far_block: int = 128
 
     def __post_init__(self) -> None:
-        if not 1 <= self.digits <= 9:
-            raise ConfigError(f"passkey.digits: {self.digits}; must lie between 1 and 9")
+        if not 2 <= self.digits <= 9:
+            raise ConfigError(f"passkey.digits: {self.digits}; must lie between 2 and 9")
         if not 1 <= self.keys <= len(WORDS):
             raise ConfigError(f"passkey.keys: {self.keys}; must lie between 1 and {len(WORDS)}")
         if self.overwrite and self.keys > 1:
@@ -82,12 +84,14 @@ class PasskeySettings:
 
 
 class Parts(NamedTuple):
-    """The pieces of one text but for the filler, in tokens. The needles stand in this order."""
+    """The pieces of one text but for the filler, in tokens. The needles stand in this order; needle number `asked`
+    holds the answer."""
 
     intro: Tokens
     needles: tuple[Tokens, ...]
     question: Tokens
     answer: Tokens
+    asked: int
 
     @property
     def fixed(self) -> int:
@@ -110,9 +114,7 @@ class Passkey(Generator):
         self.settings, self.codec = settings, codec
         self.filler = _filler(settings, codec, corpus)
         self.chance = 10.0**-settings.digits
-        # All texts of the same settings have the same fixed length, but for names of different lengths.
-        longest = max(WORDS, key=lambda word: len(self._encode(word)))
-        self.shortest = self._parts(["0" * settings.digits] * self._n_needles, [longest] * settings.keys, 0).fixed
+        self.shortest = self._longest_fixed()
 
     @property
     def _n_needles(self) -> int:
@@ -135,7 +137,7 @@ class Passkey(Generator):
         if rng.random() < self.settings.far:
             latest = max(0, room + after_last - self.settings.far_block)
         places = np.sort(rng.integers(latest + 1, size=len(parts.needles)))
-        return self.placed(parts, list(places), self.filler.tokens(room, rng))
+        return self.placed(parts, places.tolist(), self.filler.tokens(room, rng))
 
     def placed(self, parts: Parts, places: Sequence[int], filler: Tokens) -> Example:
         """The text whose needles stand before filler tokens `places`, in ascending order."""
@@ -151,30 +153,46 @@ class Passkey(Generator):
         answer[len(answer) - len(parts.answer) :] = True
         return Example(tokens=np.concatenate(pieces), answer=answer, idle=np.repeat(idle, lengths))
 
+    def around(self, parts: Parts, place: int, room: int, rng: np.random.Generator) -> tuple[Parts, list[int]]:
+        """The needles in some order and their places among `room` filler tokens, the asked one at `place`: the others
+        stand anywhere, but an overwritten number before the one that counts."""
+        latest = place if self.settings.overwrite else room
+        places = rng.integers(latest + 1, size=len(parts.needles))
+        places[parts.asked] = place
+        order = np.argsort(places, kind="stable")
+        needles = tuple(parts.needles[i] for i in order)
+        asked = int(np.flatnonzero(order == parts.asked)[0])
+        return parts._replace(needles=needles, asked=asked), [int(places[i]) for i in order]
+
     def _number(self, split: Split, rng: np.random.Generator) -> str:
         while True:
             number = int(rng.integers(10**self.settings.digits))
-            if (number % 10 == TEST_DIGIT) == (split == "test"):
+            if held_out(np.array([self.settings.digits, number])) == (split == "test"):
                 return f"{number:0{self.settings.digits}d}"
 
     def _parts(self, numbers: Sequence[str], words: Sequence[str], asked: int) -> Parts:
-        if self.settings.keys == 1:
-            named, question = [""] * len(numbers), QUESTION
-        else:
-            named, question = [f" of {word}" for word in words], NAMED_QUESTION.format(word=words[asked])
-        needles = tuple(
-            np.concatenate(
-                [
-                    self._encode(f"The pass key{name} is "),
-                    self._digits(number),
-                    self._encode(". Remember it. "),
-                    self._digits(number),
-                    self._encode(f" is the pass key{name}. "),
-                ]
-            )
-            for number, name in zip(numbers, named, strict=True)
-        )
-        return Parts(self._encode(INTRO if self.settings.intro else ""), needles, self._encode(question), self._digits(numbers[asked]))
+        names = list(words) if self.settings.keys > 1 else [""] * len(numbers)
+        needles = tuple(self._needle(number, name) for number, name in zip(numbers, names, strict=True))
+        return Parts(self._intro(), needles, self._question(names[asked]), self._digits(numbers[asked]), asked)
+
+    def _longest_fixed(self) -> int:
+        """Tokens that are not filler, at most: all texts have as many, but for names of different lengths."""
+        names = WORDS if self.settings.keys > 1 else ("",)
+        number = "0" * self.settings.digits
+        needle = max(len(self._needle(number, name)) for name in names)
+        question = max(len(self._question(name)) for name in names)
+        return len(self._intro()) + self._n_needles * needle + question + len(self._digits(number))
+
+    def _intro(self) -> Tokens:
+        return self._encode(INTRO if self.settings.intro else "")
+
+    def _needle(self, number: str, name: str) -> Tokens:
+        of_name, key = f" of {name}" if name else "", self._digits(number)
+        before, after = self._encode(f"The pass key{of_name} is "), self._encode(f" is the pass key{of_name}. ")
+        return np.concatenate([before, key, self._encode(". Remember it. "), key, after])
+
+    def _question(self, name: str) -> Tokens:
+        return self._encode(NAMED_QUESTION.format(word=name) if name else QUESTION)
 
     def _digits(self, number: str) -> Tokens:
         return np.concatenate([self._encode(digit) for digit in number])
@@ -210,7 +228,7 @@ class _Sentences(Filler):
         mean = (1 - self.share) * np.mean([len(p) for p in self.plain]) + self.share * (
             np.mean([len(p) for p in self.nouns]) + self.n_digits + len(self.end)
         )
-        pieces: list[Tokens] = []
+        pieces = [np.empty(0, dtype=np.int64)]
         total = 0
         phase = int(rng.integers(20))
         while total < n + phase:
@@ -235,7 +253,7 @@ class _Markov(Filler):
 
     def tokens(self, n: int, rng: np.random.Generator) -> Tokens:
         keys = list(self.followers)
-        pieces: list[Tokens] = []
+        pieces = [np.empty(0, dtype=np.int64)]
         total = 0
         while total < n:
             text = keys[int(rng.integers(len(keys)))]
