@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 
 import pytest
 
@@ -239,7 +240,10 @@ def test_an_interrupted_command_keeps_what_is_judged(folder, rung):
     ] * 3
     write(folder / "samples.jsonl", samples)
     words, options = command(folder, "--workers", "1")
-    process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options)
+    heed_interrupts = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # shells start background jobs deaf to it
+    process = subprocess.Popen(
+        words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, preexec_fn=heed_interrupts, **options
+    )
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline and not (
         (folder / "out.jsonl").exists() and len(lines(folder / "out.jsonl")) == 3

@@ -143,7 +143,7 @@ def test_utf8_prefix_never_cuts_a_character():
     ("spec", "message"),
     [
         ("stdlb", "did you mean 'stdlib'"),
-        ("xyzzy", "allowed: books, dir, hf, jsonl, parquet, pydocs, stdlib"),
+        ("xyzzy", "allowed: books, dir, hf, jsonl, mbpp-mini, parquet, pydocs, stdlib"),
         ("", "corpus '' is not known"),
         ("stdlib:x", "'stdlib' takes no argument"),
         ("dir", "write 'dir:PATH'"),

@@ -240,11 +240,18 @@ def test_ray_gives_the_same_records(suite, tmp_path):
     assert numbers(newest(tmp_path / "ray")) == numbers(inline.path)
 
 
+def heed_interrupts():
+    """A shell starts background jobs deaf to SIGINT, and children inherit that: these tests must not."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def test_an_interrupt_saves_what_training_reached(suite, tmp_path):
     out = tmp_path / "out"
     command = [sys.executable, "-m", "archbench.cli", "run", str(suite), "--no-report", "--only", "transformer"]
     long = ["--set", "training.budget.bytes=5e7", "--save-every", "3600", "--out", str(out)]
-    process = subprocess.Popen([*command, *long], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [*command, *long], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=heed_interrupts
+    )
     deadline = time.monotonic() + 60
     while not list(out.glob("logs/*.log")) and time.monotonic() < deadline:
         time.sleep(0.05)
