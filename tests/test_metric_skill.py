@@ -194,6 +194,14 @@ def test_an_untrained_model_of_ours_is_no_better_than_chance(architecture: str) 
         assert (found["state_bytes", length].value or 0.0) > 0
 
 
+def test_passkeys_are_asked_like_any_other_task() -> None:
+    exercise = Exercise(name="passkey", settings={"digits": 2, "intro": False}, stages=(Stage(context=200),))
+    cell = built("transformer", d_model=8, n_layers=1, n_heads=1)
+    found = measured(dataclasses.replace(cell, exercise=exercise), multiples=(1,), examples=4)
+    assert found["accuracy", 200].value is not None
+    assert found["chance", 200].value == pytest.approx(1 / 10)
+
+
 @pytest.mark.parametrize(
     "bad", [{"multiples": ()}, {"multiples": (0,)}, {"lengths": ()}, {"examples": 0}, {"batch": 0}]
 )

@@ -13,7 +13,7 @@ from archbench.record import Record
 from archbench.report.drawing import Drawing, Omitted, house_style
 from archbench.report.evidence import Evidence
 from archbench.report.skill_figures import skill_figures
-from archbench.report.skills import entrants, skill_tables
+from archbench.report.skills import entrants, skill_remarks, skill_tables
 from archbench.report.table import Table, TableCell
 
 LENGTHS = (256, 512, 2048)
@@ -107,6 +107,16 @@ def test_rows_of_one_architecture_are_told_apart_by_their_settings() -> None:
 def test_rows_of_one_architecture_and_settings_keep_their_labels() -> None:
     twins = [r for label in ("slow", "fast") for r in skill("mtp", "name_induction", (0.7, 0.6, 0.5), label=label)]
     assert [entrant.name for entrant in entrants(Evidence(twins))] == ["slow", "fast"]
+
+
+def test_a_sentence_for_each_task() -> None:
+    assert skill_remarks(Evidence(usual())) == [
+        "Induction heads: learned by mamba and transformer (at least 90 % right at the training length), mamba still "
+        "at 2K tokens.",
+        "Name induction: learned by none of mamba and mtp.",
+    ]
+    only = Evidence(list(skill("transformer", "induction_heads", (0.95, 0.875, 0.5))))
+    assert skill_remarks(only)[0].endswith("training length), none of them at 2K tokens.")
 
 
 def test_seeds_are_joined() -> None:

@@ -20,7 +20,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "selective_copying": {"items": 5, "values": 4},
     "induction_heads": {"symbols": 6},
     "multi_query_recall": {"pairs": 4, "keys": 9, "values": 5, "fillers": 3},
-    "name_induction": {"words": 20, "firsts": 16, "seconds": 12, "characters": 3, "mentions": 4},
+    "name_induction": {"words": 12, "firsts": 16, "characters": 3, "mentions": 4},
     "polynomial_arithmetic": {"modulus": 5, "degree": 3},
 }
 """Settings with few symbols, so that what is rare happens."""
@@ -203,7 +203,7 @@ def test_chance_is_what_guessing_gets(name: str) -> None:
         "selective_copying": {"items": 3, "values": 2},
         "induction_heads": {"symbols": 6},
         "multi_query_recall": {"pairs": 2, "keys": 6, "values": 3},
-        "name_induction": {"words": 5, "firsts": 40, "seconds": 3, "mentions": 2},
+        "name_induction": {"words": 3, "firsts": 60, "characters": 2, "mentions": 2},
         "polynomial_arithmetic": {"modulus": 3, "degree": 2},
     }
     maker = generator(name, **tiny[name])
@@ -264,7 +264,7 @@ def test_impossible_settings_are_refused(name: str, bad: dict[str, Any]) -> None
 
 def test_too_few_names_for_testing_are_refused() -> None:
     with pytest.raises(ConfigError, match="too few names"):
-        generator("name_induction", firsts=2, seconds=2)
+        generator("name_induction", firsts=4, words=2)
 
 
 def test_copied_items_stand_at_every_place() -> None:

@@ -24,7 +24,7 @@ from archbench.report.passkey_figure import passkey_heatmaps
 from archbench.report.provenance import Provenance, provenance
 from archbench.report.quality import budget_table, quality_table
 from archbench.report.skill_figures import skill_figures
-from archbench.report.skills import skill_tables
+from archbench.report.skills import skill_remarks, skill_tables
 from archbench.report.speculation import speculation_tables
 from archbench.report.speculation_figure import speculation_figure
 from archbench.report.table import Table
@@ -102,7 +102,7 @@ def _of_trained(evidence: Evidence, everything: Evidence, designs: tuple[Table, 
     found += [speculation] if speculation else []
     found += [*skill_figures(evidence), *passkey_heatmaps(evidence)]
     skills = [*skill_tables(evidence), *passkey_tables(evidence), *code_tables(evidence)]
-    remarks = [*passkey_remarks(evidence), *remarks]
+    remarks = [*skill_remarks(evidence), *passkey_remarks(evidence), *remarks]
     quality = quality_table(evidence)
     budgets = [budget_table(match, place) for place, match in matches]
     costs, without = cost_tables(evidence)

@@ -6,12 +6,14 @@ from collections import defaultdict
 from dataclasses import dataclass, replace
 
 from archbench.report import notation, table
-from archbench.report.evidence import Evidence, Finding
+from archbench.report.evidence import Evidence, Finding, known
 from archbench.report.rows import Row, flatten
 from archbench.report.table import Column, Table, TableCell
 
 MOST_DIFFERENCES = 2
 """Settings that a name can hold."""
+LEARNED = 0.9
+"""Accuracy from which on a skill counts as learned."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,6 +76,31 @@ def skill_tables(evidence: Evidence) -> list[Table]:
     """Tasks against architectures, and every length; none where no cell was asked for its skill."""
     found = entrants(evidence)
     return [_matrix(evidence, found), _lengths(evidence, found)] if found else []
+
+
+def skill_remarks(evidence: Evidence) -> list[str]:
+    """A sentence for each task: who has learned it at the training length, and who still has it at the longest."""
+    remarks = []
+    found = [entrant for entrant in entrants(evidence) if entrant.accuracy]
+    for task in dict.fromkeys(entrant.task for entrant in found):
+        own = [entrant for entrant in found if entrant.task == task]
+        longest = max(max(entrant.accuracy) for entrant in own)
+        learned = [e for e in own if _has_learned(e.accuracy[e.shown_at])]
+        lasting = [e.name for e in learned if _has_learned(e.accuracy.get(longest))]
+        heading = title(task).capitalize()
+        if not learned:
+            remarks.append(f"{heading}: learned by none of {notation.listed([entrant.name for entrant in own])}.")
+            continue
+        still = f"{notation.listed(lasting)} still" if lasting else "none of them"
+        remarks.append(
+            f"{heading}: learned by {notation.listed([e.name for e in learned])} (at least {notation.share(LEARNED)} "
+            f"right at the training length), {still} at {notation.tokens(longest)} tokens."
+        )
+    return remarks
+
+
+def _has_learned(finding: Finding | None) -> bool:
+    return finding is not None and known(finding) >= LEARNED
 
 
 def _matrix(evidence: Evidence, found: list[Entrant]) -> Table:

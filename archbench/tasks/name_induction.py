@@ -1,15 +1,19 @@
-"""Induction on names of two tokens: whoever was introduced as F S is meant again wherever F stands.
+"""Induction on names of two tokens: whoever was introduced as F s is meant again wherever F stands.
 
-    old Tam Ro likes rain . we saw Bel Ky there . then Tam [Ro] sang . Bel [Ky] and rain came . ...
+    old T ro likes rain . we saw B ky there . then T [ro] sang . B [ky] and ro came . ...
 
 A story is made of sentences from a fixed stock; some have a name in them. First each of its `characters` is introduced,
 then `mentions` more follow, of any of them; between the sentences runs filler, sentences without a name, cut so that
-the text has an exact number of tokens. Asked is the second token of each later mention.
+the text has an exact number of tokens. A name is a token of its own kind and a word like any other. Asked is the second
+token of each later mention.
 
-First and second tokens of a story's names are never found together in training: one pair in eight, chosen by a hash, is
+Were second tokens of their own kind too, a model would soon know which ones a story has, and learn for long no more
+than to guess among them; so many words stand in a story that this helps little.
+
+First and second tokens of test stories' names are never together in training: one pair in eight, chosen by a hash, is
 kept for testing, and test stories have no other names. With probability `p_rare` a training name is any of the other
 pairs, drawn uniformly; otherwise one of 64 that are always the same (a Zipf law over them), which a model may rather
-learn by heart than look up. Chance is 1/`seconds` a mention.
+learn by heart than look up. Chance is 1/`words` a mention.
 
 Source: Gloeckle et al. 2024, 2404.19737, section 4.1, where stories for children get names of two tokens, and the loss
 is over all their tokens. Departures: the sentences are made of random words, and only answers are learned.
@@ -37,20 +41,19 @@ STOCK_SEED = 2404_19737
 
 @dataclass(frozen=True, kw_only=True)
 class NameInductionSettings:
-    """How many kinds there are of `words`, of `firsts` and of `seconds` (a name's two tokens); `characters` of a story
-    and how often one is mentioned again; `p_rare` is the share of training names that are drawn afresh. Sentences have
-    from the first to the second of `words_per_sentence`, without a name and their end."""
+    """How many kinds there are of `words` and of `firsts`, the first tokens of names; `characters` of a story and how
+    often one is mentioned again; `p_rare` is the share of training names that are drawn afresh. Sentences have from the
+    first to the second of `words_per_sentence`, without a name and their end."""
 
-    words: int = 120
+    words: int = 64
     firsts: int = 64
-    seconds: int = 64
-    characters: int = 2
-    mentions: int = 4
+    characters: int = 4
+    mentions: int = 8
     p_rare: float = 1.0
     words_per_sentence: tuple[int, int] = (3, 7)
 
     def __post_init__(self) -> None:
-        least = {"words": 1, "firsts": self.characters, "seconds": 2, "characters": 1, "mentions": 1}
+        least = {"words": 2, "firsts": self.characters, "characters": 1, "mentions": 1}
         for name, bound in least.items():
             if getattr(self, name) < bound:
                 raise ConfigError(f"name_induction.{name}: {getattr(self, name)}; must be at least {bound}")
@@ -75,23 +78,23 @@ class Sentence:
 
 
 class NameInduction(SymbolGenerator):
-    """Ids: first tokens of names, second tokens, words, and the end of a sentence."""
+    """Ids: first tokens of names, words, and the end of a sentence."""
 
     def __init__(self, settings: NameInductionSettings, codec: Codec) -> None:
         self.settings = settings
-        self.end = settings.firsts + settings.seconds + settings.words + 1
+        self.end = settings.firsts + settings.words + 1
         super().__init__(
             "name_induction",
             codec,
             n_symbols=self.end,
             shortest=(settings.characters + settings.mentions) * (settings.words_per_sentence[1] + 3),
-            chance=float(settings.seconds) ** -settings.mentions,
+            chance=float(settings.words) ** -settings.mentions,
         )
         self.stock = self._stock()
         self.names = {"train": _names(settings, "train"), "test": _names(settings, "test")}
         if len(set(self.names["test"][:, 0])) < settings.characters:
             raise ConfigError(
-                f"name_induction.firsts: {settings.firsts} with {settings.seconds} seconds leave too few names for "
+                f"name_induction.firsts: {settings.firsts} with {settings.words} words leave too few names for "
                 f"testing {settings.characters} characters; raise them"
             )
         self.common = np.random.default_rng([STOCK_SEED, 1]).permutation(self.names["train"])[:N_COMMON]
@@ -112,7 +115,7 @@ class NameInduction(SymbolGenerator):
             begin = place
         tokens = np.concatenate([*pieces, filler[begin:]])
         idle_at = np.repeat([*idle, True], [*map(len, pieces), len(filler) - begin])
-        second = (tokens > settings.firsts) & (tokens <= settings.firsts + settings.seconds)
+        second = np.append(False, tokens[:-1] <= settings.firsts)
         return Example(tokens=tokens, answer=second & (np.cumsum(second) > len(names)), idle=idle_at)
 
     def _characters(self, split: Split, rng: np.random.Generator) -> Int64[np.ndarray, "c 2"]:
@@ -137,7 +140,7 @@ class NameInduction(SymbolGenerator):
 
     def _stock(self) -> list[Sentence]:
         rng = np.random.default_rng([STOCK_SEED, 0])
-        first_word = self.settings.firsts + self.settings.seconds + 1
+        first_word = self.settings.firsts + 1
         stock = []
         for _ in range(N_SENTENCES):
             n = int(rng.integers(self.settings.words_per_sentence[0], self.settings.words_per_sentence[1] + 1))
@@ -149,8 +152,8 @@ class NameInduction(SymbolGenerator):
 @cache
 def _names(settings: NameInductionSettings, split: Split) -> Int64[np.ndarray, "n 2"]:
     """All pairs of a first and a second token that belong to the split."""
-    firsts, seconds = np.arange(settings.firsts) + 1, np.arange(settings.seconds) + 1 + settings.firsts
-    pairs = np.stack(np.meshgrid(firsts, seconds, indexing="ij"), axis=-1).reshape(-1, 2)
+    firsts, words = np.arange(settings.firsts) + 1, np.arange(settings.words) + 1 + settings.firsts
+    pairs = np.stack(np.meshgrid(firsts, words, indexing="ij"), axis=-1).reshape(-1, 2)
     kept = np.array([held_out(pair) for pair in pairs])
     return pairs[kept if split == "test" else ~kept]
 
