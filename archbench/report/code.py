@@ -106,7 +106,7 @@ def _best(evidence: Evidence, rows: Sequence[Row], metric: str, at: dict[str, An
 def _passing(evidence: Evidence, row: Row, metric: str, at: dict[str, Any]) -> TableCell:
     drawn = evidence.find(row, metric, "pass_at_k", **{**at, "k": 1})
     if at["k"] > 1 and drawn.value is not None and not evidence.series(row, metric, "pass_at_k", **at):
-        return table.text("too few drawn", f"fewer than {at['k']} completions")
+        return table.text("too few drawn")
     return _mean_cell(evidence, row, metric, "pass_at_k", at)
 
 
