@@ -3,13 +3,18 @@ VENV ?= .venv
 PYTHON ?= python3
 BIN = $(VENV)/bin
 
-.PHONY: quick test lint readme clean
+.PHONY: quick test bench lint readme clean
 
 quick: $(VENV)/.installed
 	$(BIN)/archbench run quick
 
 test: $(VENV)/.installed-dev
 	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal
+
+# Speed against peers and limits: pytest-benchmark runs the targets, the table says which are met.
+bench: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest tests/bench/bench_targets.py --benchmark-only -q
+	$(BIN)/archbench bench --show results/bench
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

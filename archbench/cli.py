@@ -189,6 +189,41 @@ def generate(
     sys.stdout.write("\n")
 
 
+@app.command()
+def bench(
+    names: Annotated[
+        list[str] | None, typer.Argument(metavar="NAME...", help="Targets or families; all when left out.")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Folder of the records.")] = Path("results/bench"),
+    show: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Print the table of a stored run; measure nothing.")
+    ] = None,
+    list_targets: Annotated[bool, typer.Option("--list", help="Print the targets; measure nothing.")] = False,
+    again: Annotated[bool, typer.Option(help="Measure also what this source has answered.")] = False,
+) -> None:
+    """Measure our speed against what one would take instead, side by side; one row a target, met or not met."""
+    from archbench import display
+    from archbench.record import read
+
+    if show is not None:
+        display.print_bench(read(show))
+        return
+    from archbench.bench.bench import run as run_bench
+    from archbench.bench.target import chosen
+
+    targets = chosen(names or [])
+    if list_targets:
+        display.print_targets(targets)
+        return
+    try:
+        with display.BenchWatch(targets) as watch:
+            path = run_bench(targets, out, _command(), watch, again=again)
+    except KeyboardInterrupt:
+        typer.echo("archbench: interrupted; the same command goes on from here", err=True)
+        raise typer.Exit(130) from None
+    display.print_bench(read(path))
+
+
 @app.command("import-hf")
 def import_hf(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="A Hugging Face checkpoint's folder.")],

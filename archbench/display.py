@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rich import box
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -23,6 +24,7 @@ from rich.text import Text
 from archbench.environment import usable_cores
 
 if TYPE_CHECKING:
+    from archbench.bench.target import Target
     from archbench.code_eval import Summary
     from archbench.contract import Finding
     from archbench.conversion import Converted
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
     from archbench.integrations.huggingface import ImportedModel
     from archbench.integrations.lm_eval import Evaluation
     from archbench.plan import Plan
+    from archbench.record import Record
     from archbench.report import ReportFiles
     from archbench.run import Options, Outcome
     from archbench.sandbox import Sandbox
@@ -371,3 +374,66 @@ _LISTS: dict[str, Any] = {
     "corpora": _corpora,
     "sizes": _sizes,
 }
+
+
+def print_targets(targets: Sequence[Target]) -> None:
+    """Targets, what must be reached, and about how long measuring them takes."""
+    table = Table()
+    for column in ("target", "question", "must", "stretch", "time"):
+        table.add_column(column, justify="left" if column in ("target", "question") else "right")
+    for target in targets:
+        sign = "≥" if target.better == "higher" else "≤"
+        stretch = "" if target.stretch is None else f"{sign} {target.stretch:g} {target.unit}"
+        must = f"{sign} {target.must:g} {target.unit}"
+        table.add_row(target.id, target.question, must, stretch, duration(target.seconds))
+    console.print(table)
+    console.print(f"{len(targets)} targets, about {duration(sum(target.seconds for target in targets))}.")
+
+
+class BenchWatch:
+    """One progress bar over the turns of all targets. Use as a context and call it with each turn."""
+
+    def __init__(self, targets: Sequence[Target]) -> None:
+        self.seconds = {target.id: target.seconds for target in targets}
+        total = sum(self.seconds.values())
+        console.print(f"bench: {len(targets)} targets, about {duration(total)}. Ctrl-C loses nothing.")
+        self.progress = Progress(
+            TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn(), console=console
+        )
+        self.bar = self.progress.add_task("", total=total)
+        self.before = 0.0
+        self.current = ""
+
+    def __enter__(self) -> BenchWatch:
+        self.progress.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.progress.stop()
+
+    def __call__(self, target: Target, done: int, turns: int) -> None:
+        if target.id != self.current:
+            self.before += self.seconds.get(self.current, 0.0)
+            self.current = target.id
+        completed = self.before + target.seconds * done / turns
+        self.progress.update(self.bar, description=target.id, completed=completed)
+
+
+def print_bench(records: Sequence[Record]) -> None:
+    """The table of a bench run: a row a target."""
+    from archbench.bench.table import HEADINGS, rows
+
+    found = rows(records)
+    table = Table(box=box.SIMPLE_HEAD)
+    for heading in HEADINGS:
+        table.add_column(heading, no_wrap=heading in ("figure", "must", "stretch"), overflow="fold")
+    for row in found:
+        table.add_row(*row[: len(HEADINGS)])
+    # In a file or a pipe nobody's window limits the width.
+    (console if console.is_terminal else Console(highlight=False, markup=False, width=160)).print(table)
+    met = sum(row.verdict.startswith("met") for row in found)
+    loads = [load for record in records if (load := record.environment.get("load_average"))]
+    console.print(f"{met} of {len(found)} targets met. Figures are medians of CPU time ratios, with 95 % intervals.")
+    if loads:
+        found_loads = [load[0] for load in loads]
+        console.print(f"Load average at the time: {min(found_loads)} to {max(found_loads)}.")

@@ -16,7 +16,7 @@ LEVELS = {
     3: "registry metric architectures metrics sizes exercise coding completions",
     4: "timing",
     5: "cell suite pretrained plan checkpoint train estimate",
-    6: "worker executors run report integrations writing doctor conversion code_eval",
+    6: "worker executors run report integrations writing doctor conversion code_eval bench",
     7: "display cli",
 }
 LEVEL = {name: level for level, names in LEVELS.items() for name in names.split()}

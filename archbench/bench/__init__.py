@@ -1,0 +1,1 @@
+"""Speed against what a user would take instead, and against the machine's limit: contests with targets."""

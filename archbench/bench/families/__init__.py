@@ -1,0 +1,1 @@
+"""One file a family of targets; a file is found by existing and exports `TARGETS`."""

@@ -1,0 +1,95 @@
+"""How a ratio is measured: two sides in one process take turns, and every turn gives one ratio.
+
+    round r   ours then peer when r is even, peer then ours when it is odd
+    ratio     (peer's seconds per unit of work) / (ours' seconds per unit of work), within the round
+
+The two calls of a round are neighbours in time, so that what else the machine does falls on both; who goes first
+alternates, so that neither is always the one that finds warm caches. The first round warms up and is thrown away. CPU
+time is that of all threads of the process and decides; wall time stands beside it.
+"""
+
+from __future__ import annotations
+
+import gc
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Union
+
+CLOCKS: Mapping[str, Callable[[], float]] = {"cpu": time.process_time, "wall": time.perf_counter}
+TICK = max(time.get_clock_info(clock).resolution for clock in ("perf_counter", "process_time"))
+"""Seconds; nothing is measured to take less."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Side:
+    """One competitor. `call` does `work` units of work (tokens, steps, bytes); it may give back another number of
+    units that it did, and then that one counts."""
+
+    call: Callable[[], object]
+    work: float = 1.0
+
+
+@dataclass(kw_only=True)
+class Race:
+    """Two sides that take turns; `samples` holds a ratio a turn, by clock. `notes` are figures of the sides worth
+    printing, in words."""
+
+    ours: Side
+    peer: Side
+    notes: dict[str, str] = field(default_factory=dict)
+    samples: dict[str, list[float]] = field(default_factory=lambda: {clock: [] for clock in CLOCKS})
+    _taken: list[dict[str, dict[str, float]]] = field(default_factory=list)
+    _warm: bool = False
+
+    def turn(self) -> None:
+        if not self._warm:
+            self._round(0)
+            self._warm = True
+        taken = self._round(len(self._taken))
+        self._taken.append(taken)
+        for clock, ratios in self.samples.items():
+            ratios.append(taken["peer"][clock] / taken["ours"][clock])
+
+    def times(self) -> Mapping[str, Mapping[str, list[float]]]:
+        """Seconds per unit of work, by side ("ours", "peer") and clock."""
+        return {side: {clock: [taken[side][clock] for taken in self._taken] for clock in CLOCKS} for side in _SIDES}
+
+    def _round(self, number: int) -> dict[str, dict[str, float]]:
+        sides = {"ours": self.ours, "peer": self.peer}
+        gc.collect()
+        gc.disable()
+        try:
+            return {name: _seconds(sides[name]) for name in (_SIDES if number % 2 == 0 else _SIDES[::-1])}
+        finally:
+            gc.enable()
+
+
+_SIDES = ("ours", "peer")
+
+
+def _seconds(side: Side) -> dict[str, float]:
+    """Seconds per unit of work by each clock."""
+    begin = {clock: read() for clock, read in CLOCKS.items()}
+    done = side.call()
+    end = {clock: read() for clock, read in CLOCKS.items()}
+    work = float(done) if isinstance(done, (int, float)) else side.work
+    return {clock: max(end[clock] - begin[clock], TICK) / work for clock in CLOCKS}
+
+
+@dataclass(kw_only=True)
+class Reading:
+    """A quantity that is read off and not raced: bytes, a slope, a count. Its one clock is "none"."""
+
+    take: Callable[[], float]
+    notes: dict[str, str] = field(default_factory=dict)
+    samples: dict[str, list[float]] = field(default_factory=lambda: {"none": []})
+
+    def turn(self) -> None:
+        self.samples["none"].append(self.take())
+
+    def times(self) -> Mapping[str, Mapping[str, list[float]]]:
+        return {}
+
+
+Trial = Union[Race, Reading]  # noqa: UP007  (an alias, evaluated)
