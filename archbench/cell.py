@@ -121,7 +121,9 @@ class Cell:
     """What is trained. `config` is the architecture's own config; `size` says where it came from; `residual` is its
     relative distance from the size asked for along `match`; `metrics` names what is measured on it. `start_from` is the
     checkpoint folder that training goes on from, None for first weights; the weights' hash identifies it. With a budget
-    of 0 that checkpoint is measured as it is: the cell is `pretrained`, and the hash covers the codec too."""
+    of 0 that checkpoint is measured as it is: the cell is `pretrained`, and the hash covers the codec too. `tuning`
+    says how its learning rate was found, None where it was given; `void` why it must not be trained, mostly "".
+    """
 
     label: str
     architecture: str
@@ -137,6 +139,8 @@ class Cell:
     residual: float = 0.0
     start_from: str | None = None
     start_sha256: str | None = None
+    tuning: dict[str, Any] | None = None
+    void: str = ""
 
     @property
     def pretrained(self) -> bool:
@@ -145,7 +149,7 @@ class Cell:
     @property
     def key(self) -> str:
         data = self.to_dict()
-        for presentation in ("label", "size", "metrics", "match", "residual", "start_from"):
+        for presentation in ("label", "size", "metrics", "match", "residual", "start_from", "tuning", "void"):
             del data[presentation]
         if self.start_sha256 is None:  # as before cells could start from weights
             del data["start_sha256"]

@@ -4,12 +4,20 @@ from __future__ import annotations
 
 import shlex
 import sys
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from archbench.errors import ArchbenchError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from archbench.executors import Event
+    from archbench.plan import Plan
+    from archbench.run import Options, Outcome
 
 app = typer.Typer(
     name="archbench",
@@ -20,6 +28,8 @@ app = typer.Typer(
 )
 data_app = typer.Typer(help="Data: fetch what needs the network, write what is generated.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
+claims_app = typer.Typer(help="Published claims, and what the records say of them.", no_args_is_help=True)
+app.add_typer(claims_app, name="claims")
 
 SuiteArgument = Annotated[str, typer.Argument(metavar="SUITE", help="Name of a suite, or the path of a YAML file.")]
 Only = Annotated[str | None, typer.Option(metavar="NAME,...", help="Only cells of these labels or architectures.")]
@@ -27,7 +37,7 @@ Set = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Change the suite: seeds=[0,1]. Repeatable."),
 ]
-Kind = Literal["architectures", "metrics", "tasks", "suites", "corpora", "sizes"]
+Kind = Literal["architectures", "metrics", "tasks", "suites", "corpora", "sizes", "formats"]
 
 
 @app.command()
@@ -42,18 +52,21 @@ def run(
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     save_every: Annotated[float, typer.Option(min=0, metavar="SECONDS", help="Partial checkpoints' interval.")] = 10,
     report: Annotated[bool, typer.Option(help="Write the report when done.")] = True,
+    track: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Also write to tensorboard, mlflow or wandb while running.")
+    ] = None,
 ) -> None:
     """Train and measure every cell of a suite. What is already done is skipped; what was interrupted goes on."""
     from archbench import display
     from archbench.plan import make_plan
-    from archbench.run import Options, executor_named
+    from archbench.run import Options, executor_named, search
     from archbench.run import run as run_plan
     from archbench.suite import load_suite
 
     executor_named(executor)
-    plan = make_plan(load_suite(suite, changes or ()), _split(only))
+    asked = load_suite(suite, changes or ())
     options = Options(
-        out=out or Path("results") / plan.suite.name,
+        out=out or Path("results") / asked.name,
         executor=executor,
         workers=workers,
         threads=threads,
@@ -61,10 +74,17 @@ def run(
         save_every_s=save_every,
         command=_command(),
     )
-    display.print_estimate(plan, options)
+
+    def carry_out(plan: Plan, options: Options) -> Outcome:
+        display.print_estimate(plan, options)
+        with display.Watch(plan) as watch, _following(track, plan, options.out, watch) as follow:
+            return run_plan(plan, options, follow)
+
+    names = _split(only)
     try:
-        with display.Watch(plan) as watch:
-            outcome = run_plan(plan, options, watch)
+        choices = search(asked, names, options, carry_out)
+        display.print_choices(choices)
+        outcome = carry_out(make_plan(asked, names, choices), options)
     except KeyboardInterrupt:
         typer.echo("archbench: interrupted; the same command goes on from here", err=True)
         raise typer.Exit(130) from None
@@ -82,13 +102,31 @@ def plan(
     only: Only = None,
     changes: Set = None,
     threads: Annotated[int, typer.Option(min=1, help="Threads the time estimate assumes.")] = 1,
+    power: Annotated[
+        float | None,
+        typer.Option(metavar="DELTA", min=0, help="Say how many seeds a difference of DELTA bits per byte needs."),
+    ] = None,
+    noise: Annotated[
+        Path | None, typer.Option(metavar="RUN", help="Run with several seeds to know their spread by.")
+    ] = None,
+    sd: Annotated[float | None, typer.Option(min=0, help="Their spread itself, instead of a run.")] = None,
 ) -> None:
     """Print what a suite would do: cells, jobs, what is unsupported and why, FLOPs, memory and time. Runs nothing."""
-    from archbench import display
+    from archbench import display, seeds
     from archbench.plan import make_plan
+    from archbench.record import read
     from archbench.suite import load_suite
 
-    display.print_plan(make_plan(load_suite(suite, changes or ()), _split(only)), threads)
+    asked = load_suite(suite, changes or ())
+    made = make_plan(asked, _split(only))
+    if power is None:
+        display.print_plan(made, threads)
+    elif sd is not None:
+        display.print_power(power, asked.seeds, {"as given": sd})
+    else:
+        spreads = seeds.spreads(read(noise or Path("results") / asked.name))
+        by_size = {size: [found for found in spreads if found.size == size] for size in {s.size for s in spreads}}
+        display.print_power(power, asked.seeds, {size: seeds.pooled(found) for size, found in by_size.items()})
 
 
 @app.command("list")
@@ -98,7 +136,9 @@ def list_(
     """List what there is."""
     from archbench import display
 
-    display.print_lists([kind] if kind else ["architectures", "metrics", "tasks", "suites", "corpora", "sizes"])
+    display.print_lists(
+        [kind] if kind else ["architectures", "metrics", "tasks", "suites", "corpora", "sizes", "formats"]
+    )
 
 
 @app.command()
@@ -222,6 +262,21 @@ def bench(
         typer.echo("archbench: interrupted; the same command goes on from here", err=True)
         raise typer.Exit(130) from None
     display.print_bench(read(path))
+
+
+@app.command()
+def export(
+    path: Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder, or a results file.")],
+    to: Annotated[str, typer.Option(metavar="FORMAT", help="One of `archbench list formats`.")],
+    out: Annotated[
+        Path | None, typer.Option(metavar="PATH", help="File or folder to write. [default: in RUN/exports]")
+    ] = None,
+) -> None:
+    """Write a run's records in another tool's form: CSV, Parquet, asv, Bencher, pytest-benchmark, TensorBoard, ..."""
+    from archbench import display
+    from archbench.export import export as write_export
+
+    display.print_exported(write_export(path, to, out))
 
 
 @app.command("import-hf")
@@ -378,6 +433,50 @@ def code_eval(
     display.print_judged(code_eval.summary(code_eval.judged_before(out, asked, known)), out)
 
 
+@claims_app.command("list")
+def claims_list(
+    json_: Annotated[bool, typer.Option("--json", help="A list of objects instead of a table.")] = False,
+) -> None:
+    """List the claims: where they stand, the smallest scale at which they can be judged, whose records decide."""
+    from archbench import display
+    from archbench.claims.claim import load_claims
+    from archbench.claims.judge import described
+
+    known = load_claims()
+    if json_:
+        _print_json([described(claim, known.papers) for claim in known.claims])
+    else:
+        display.print_claims(known)
+
+
+@claims_app.command("run")
+def claims_run(
+    claim: Annotated[str | None, typer.Argument(metavar="ID", help="One claim; all when left out.")] = None,
+    scale: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Judge at paper-cost, laptop or gpu. [default: the largest there are records of]"),
+    ] = None,
+    results: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="DIR", help="A run's folder, of any suite, or one of such folders. [default: results]"),
+    ] = None,
+    json_: Annotated[bool, typer.Option("--json", help="A list of objects instead of a table.")] = False,
+) -> None:
+    """Judge claims by records: supported, contradicted, or not testable at this scale, with the reason."""
+    from archbench import display
+    from archbench.claims.claim import Claims, load_claims
+    from archbench.claims.judge import judge
+    from archbench.claims.run import load_runs
+
+    known = load_claims()
+    chosen = known if claim is None else Claims(papers=known.papers, claims=[known.claim(claim)])
+    outcomes = judge(chosen, load_runs(results or [Path("results")]), scale, any_suite=results is not None)
+    if json_:
+        _print_json([outcome.to_dict() for outcome in outcomes])
+    else:
+        display.print_verdicts(outcomes)
+
+
 @data_app.command("fetch")
 def data_fetch() -> None:
     """Download the nine public-domain books of the `books` corpus, checked by sha256, into the cache."""
@@ -400,6 +499,147 @@ def data_write_mbpp_mini(
     typer.echo(f"{out}: {len(problems)} problems")
 
 
+FailOn = Annotated[
+    Literal["nothing", "regression", "change"],
+    typer.Option(help="What exit code 1 stands for; change also means better than noise explains."),
+]
+Noise = Annotated[Path | None, typer.Option(metavar="FILE", help="Noise file. [default: beside the baseline]")]
+Markdown = Annotated[Path | None, typer.Option(metavar="FILE", help="Write the table for a pull request here.")]
+Json = Annotated[bool, typer.Option("--json", help="Print the findings as JSON.")]
+
+
+@app.command()
+def compare(
+    baseline: Annotated[Path, typer.Argument(metavar="BASELINE", help="A results file, or a run's folder.")],
+    current: Annotated[Path, typer.Argument(metavar="CURRENT", help="A results file, or a run's folder.")],
+    fail_on: FailOn = "nothing",
+    noise: Noise = None,
+    markdown: Markdown = None,
+    json: Json = False,
+) -> None:
+    """Hold one run's counts and quality against another's. Exit codes: 0 fine, 1 regressed, 2 not measured, 3 undecided."""
+    from archbench.gate.compare import compare as compare_records
+    from archbench.gate.noise import noise_for
+    from archbench.gate.points import read_records
+
+    before, now = read_records(baseline, "BASELINE"), read_records(current, "CURRENT")
+    title = f"archbench compare {baseline} {current}"
+    found = compare_records(before, now, title=title, fail_on=fail_on, noise=noise_for(before, baseline, noise))
+    _tell_comparison(found, markdown, json)
+
+
+@app.command()
+def gate(
+    base: Annotated[str | None, typer.Option(metavar="REF", help="Commit to time against: origin/main.")] = None,
+    suite: Annotated[str, typer.Option(metavar="SUITE", help="Name of a suite, or the path of a YAML file.")] = "smoke",
+    tiers: Annotated[
+        str | None,
+        typer.Option(metavar="N,...", help="0 ledger, 1 quality, 2 time, 3 history. [default: what is asked for]"),
+    ] = None,
+    accept: Annotated[bool, typer.Option("--accept", help="Rewrite the baseline: what changed was meant to.")] = False,
+    baseline: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Records to hold against. [default: baselines/SUITE.jsonl]")
+    ] = None,
+    records: Annotated[
+        Path | None, typer.Option(metavar="PATH", help="This version's records. [default: the suite is run]")
+    ] = None,
+    save: Annotated[Path | None, typer.Option(metavar="FILE", help="Keep this version's records.")] = None,
+    history: Annotated[Path | None, typer.Option(metavar="DIR", help="Look for steps in the runs kept there.")] = None,
+    only: Only = None,
+    changes: Set = None,
+    budget: Annotated[str, typer.Option(metavar="TIME", help="Time for timing: 6m, 90s.")] = "4m",
+    margin: Annotated[float, typer.Option(min=0.001, max=1, help="Slowdown allowed; 0.03 on a quiet machine.")] = 0.10,
+    threads: Annotated[int, typer.Option(min=1, help="Threads to compute with.")] = 1,
+    fail_on: FailOn = "change",
+    noise: Noise = None,
+    markdown: Markdown = None,
+    json: Json = False,
+) -> None:
+    """Is this version as good as the baseline, and as fast as BASE? Exit codes: 0 fine, 1 regressed, 2 not measured, 3
+    undecided."""
+    from archbench.gate.gate import Request, parse_budget, parse_tiers
+    from archbench.gate.gate import accept as accept_baseline
+    from archbench.gate.gate import gate as run_gate
+    from archbench.gate.timing import Policy
+
+    request = Request(
+        suite=suite,
+        tiers=parse_tiers(tiers, base, history),
+        base=base,
+        baseline=baseline,
+        records=records,
+        noise=noise,
+        changes=changes or (),
+        only=_split(only),
+        fail_on=fail_on,
+        policy=Policy(margin=margin, budget_s=parse_budget(budget)),
+        threads=threads,
+        history=history,
+        save=save,
+    )
+    if accept:
+        path, n = accept_baseline(request, _to_stderr)
+        typer.echo(f"{path}: {n} records; commit it with what changed them")
+        return
+    _tell_comparison(run_gate(request, _to_stderr), markdown, json)
+
+
+@app.command()
+def noise(
+    suite: SuiteArgument,
+    runs: Annotated[int, typer.Option(min=1, help="Seeds to train with.")] = 5,
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="File to write. [default: baselines/SUITE.noise.json]")
+    ] = None,
+    changes: Set = None,
+    margin: Annotated[float, typer.Option(min=0.001, max=1, help="Slowdown that cells must be able to show.")] = 0.10,
+    timing: Annotated[bool, typer.Option(help="Time this version against itself as well.")] = True,
+    threads: Annotated[int, typer.Option(min=1, help="Threads to compute with.")] = 1,
+) -> None:
+    """Measure how much a suite's numbers differ when nothing has changed, and so what the gate can see."""
+    from archbench import display
+    from archbench.gate.baseline import find_baseline
+    from archbench.gate.calibrate import calibrate
+    from archbench.gate.gate import suite_name
+    from archbench.gate.noise import beside
+    from archbench.gate.timing import Policy
+
+    policy = Policy(margin=margin) if timing else None
+    found = calibrate(
+        suite,
+        runs=runs,
+        changes=changes or (),
+        policy=policy,
+        threads=threads,
+        command=_command(),
+        notify=_to_stderr,
+    )
+    path = out or beside(find_baseline(suite_name(suite)))
+    found.save(path)
+    display.print_noise(found, margin)
+    typer.echo(f"{path}: written")
+
+
+def _tell_comparison(comparison: Any, markdown: Path | None, as_json: bool) -> None:
+    """Prints what was found, writes the table, and exits with its code."""
+    import json
+
+    from archbench import display
+    from archbench.gate.markdown import document
+
+    if markdown is not None:
+        markdown.write_text(document(comparison), encoding="utf-8")
+    if as_json:
+        typer.echo(json.dumps(comparison.to_data(), allow_nan=False))
+    else:
+        display.print_comparison(comparison)
+    raise typer.Exit(comparison.exit_code)
+
+
+def _to_stderr(text: str) -> None:
+    typer.echo(text, err=True)
+
+
 def main() -> None:
     """The console script: errors a user can mend are one line on standard error and exit code 2."""
     try:
@@ -411,8 +651,23 @@ def main() -> None:
         sys.exit(0)
 
 
+def _print_json(data: Any) -> None:
+    import json
+
+    typer.echo(json.dumps(data, indent=1, ensure_ascii=False, allow_nan=False))
+
+
 def _split(only: str | None) -> list[str]:
     return [name.strip() for name in only.split(",") if name.strip()] if only else []
+
+
+def _following(track: str | None, plan: Plan, out: Path, watch: Callable[[Event], None]) -> Any:
+    """Gives `watch` itself, or one that passes events on to a tracker as well."""
+    if track is None:
+        return nullcontext(watch)
+    from archbench.tracking import following, tracker_named
+
+    return following(tracker_named(track, out, plan.suite.name), plan, out, watch)
 
 
 def _command() -> str:

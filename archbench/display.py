@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,11 +25,16 @@ from archbench.environment import usable_cores
 
 if TYPE_CHECKING:
     from archbench.bench.target import Target
+    from archbench.claims.claim import Claims
+    from archbench.claims.judge import Outcome as Judged
     from archbench.code_eval import Summary
     from archbench.contract import Finding
     from archbench.conversion import Converted
     from archbench.doctor import Fact
     from archbench.executors import Event
+    from archbench.export import Exported
+    from archbench.gate.noise import Noise
+    from archbench.gate.verdict import Comparison
     from archbench.integrations.huggingface import ImportedModel
     from archbench.integrations.lm_eval import Evaluation
     from archbench.plan import Plan
@@ -37,6 +42,7 @@ if TYPE_CHECKING:
     from archbench.report import ReportFiles
     from archbench.run import Options, Outcome
     from archbench.sandbox import Sandbox
+    from archbench.tuning import Choices
 
 console = Console(highlight=False, markup=False)  # messages hold square brackets of their own
 
@@ -128,6 +134,36 @@ def print_estimate(plan: Plan, options: Options) -> None:
     )
 
 
+def print_power(delta: float, seeds: Sequence[int], spread: Mapping[str, float]) -> None:
+    """How many seeds a difference needs at each size, and what the suite's own seeds can resolve."""
+    from archbench.seeds import CONFIDENCE, MOST, POWER, needed, resolvable
+
+    table = Table(title=f"A difference of {delta:g} bits per byte", title_justify="left")
+    for column in ("size", "spread of paired differences", "seeds needed", f"resolved by {len(seeds)} seed(s)"):
+        table.add_column(column, justify="left" if column == "size" else "right")
+    for size, sd in spread.items():
+        n, least = needed(sd, delta), resolvable(sd, len(seeds))
+        wanted = f"more than {MOST}" if n is None else str(n)
+        table.add_row(size, f"{sd:.3g}", wanted, "nothing" if math.isinf(least) else f"{least:.3g}")
+    console.print(table)
+    console.print(
+        f"Found with {POWER:.0%} power by a paired t-test at {CONFIDENCE:.0%} confidence. The spread is that of one "
+        "seed's difference between two architectures, pooled over all pairs of a size.",
+        soft_wrap=True,
+    )
+
+
+def print_choices(choices: Choices) -> None:
+    """What the trials of learning rates came to, a line each; nothing where there were none."""
+    for (label, size), choice in choices.items():
+        curve = ", ".join(
+            f"{rate:g}: {'failed' if value is None else f'{value:.3f}'}" for rate, value in choice.results.items()
+        )
+        place = f"{label}/{size}" if size else label
+        taken = f"void: {choice.void}" if choice.void else f"{choice.learning_rate:g}"
+        console.print(f"learning rate of {place}: {taken} ({choice.quantity} at {curve})", soft_wrap=True)
+
+
 class Watch:
     """Progress bars of a run, one a cell, and notices as they come. Use as a context and call it with events."""
 
@@ -188,6 +224,11 @@ def print_outcome(outcome: Outcome) -> None:
 
 def print_report(files: ReportFiles) -> None:
     console.print(f"report: {files.html}\n        {files.markdown}", soft_wrap=True)
+
+
+def print_exported(exported: Exported) -> None:
+    print_notes(exported.notices)
+    console.print(f"{exported.count:,} {exported.what}: {', '.join(map(str, exported.paths))}", soft_wrap=True)
 
 
 def print_card(name: str, findings: Sequence[Finding]) -> None:
@@ -366,6 +407,14 @@ def _sizes() -> Iterable[tuple[str, ...]]:
     yield from sizes.table()
 
 
+def _formats() -> Iterable[tuple[str, ...]]:
+    from archbench import export
+
+    yield ("format", "what")
+    for name in export.names():
+        yield (name, export.named(name).about)
+
+
 _LISTS: dict[str, Any] = {
     "architectures": _architectures,
     "metrics": _metrics,
@@ -373,6 +422,7 @@ _LISTS: dict[str, Any] = {
     "suites": _suites,
     "corpora": _corpora,
     "sizes": _sizes,
+    "formats": _formats,
 }
 
 
@@ -437,3 +487,82 @@ def print_bench(records: Sequence[Record]) -> None:
     if loads:
         found_loads = [load[0] for load in loads]
         console.print(f"Load average at the time: {min(found_loads)} to {max(found_loads)}.")
+
+
+def print_comparison(comparison: Comparison) -> None:
+    """What the gate found: what needs eyes in a table, what is equal in a line, and the verdict last."""
+    from archbench.gate.markdown import COLUMNS, remarkable, row, summary
+    from archbench.gate.verdict import HEADLINES
+
+    for title, findings in (("", remarkable(comparison)), ("acknowledged in the baseline", comparison.acknowledged)):
+        if not findings:
+            continue
+        table = Table(title=title or None, title_justify="left")
+        for number, column in enumerate(COLUMNS):
+            table.add_column(column, justify="left" if number < 4 else "right", overflow="fold")
+        for finding in findings:
+            cells = list(row(finding))
+            cells[2] += f"\n{finding.note}" if finding.note else ""
+            table.add_row(*cells)
+        (console if console.is_terminal else Console(highlight=False, markup=False, width=160)).print(table)
+    for note in comparison.notes:
+        console.print(f"note: {note}", soft_wrap=True)
+    console.print(summary(comparison), soft_wrap=True)
+    code = comparison.exit_code
+    console.print(f"{comparison.title}: {HEADLINES[code]} (exit code {code})", soft_wrap=True)
+    if any(finding.verdict == "changed" and finding.blocks(comparison.fail_on) for finding in comparison.findings):
+        console.print("If that was meant: `archbench gate --accept`, and commit the baseline with the change.")
+
+
+def print_noise(noise: Noise, margin: float) -> None:
+    """What differs when nothing has changed, and the smallest change that the gate can see."""
+    table = Table(title=f"{noise.suite}: {noise.seeds} seeds on {noise.where}", title_justify="left")
+    for column in ("quantity", "mean", "sd of seeds", "margin on another processor", "that is"):
+        table.add_column(column, justify="left" if column == "quantity" else "right", overflow="fold")
+    for key, spread in sorted(noise.quality.items()):
+        allowed = noise.margin(key, spread.mean)
+        share = f"{allowed / abs(spread.mean):.2%}" if spread.mean else ""
+        table.add_row(key, f"{spread.mean:.5g}", f"{spread.sd:.2g}", f"{allowed:.2g}", share)
+    console.print(table)
+    if noise.timing:
+        table = Table(title="time, of this version against itself", title_justify="left")
+        for column in ("work", "error", "slowdown told from none", f"slowdown told to exceed {margin:.0%}", ""):
+            table.add_column(column, justify="left" if column in ("work", "") else "right")
+        demoted = noise.demoted(margin)
+        for name, found in noise.timing.items():
+            beyond = (1 + margin) * (1 + found.detectable) - 1
+            remark = "too noisy: watched, blocks nothing" if name in demoted else ""
+            table.add_row(name, f"{found.error:.2%}", f"{found.detectable:.1%}", f"{beyond:.1%}", remark)
+        console.print(table)
+    same = {True: "the same numbers", False: "OTHER NUMBERS: equality cannot be asked for here", None: "not tried"}
+    console.print(f"The first seed again gave {same[noise.repeated_exactly]}.")
+
+
+def print_claims(claims: Claims) -> None:
+    """Every claim with its place, the smallest faithful scale, and the suites whose records decide."""
+    table = Table(show_lines=True)
+    for column in ("claim", "what is claimed", "source", "scale", "suites"):
+        table.add_column(column, overflow="fold", no_wrap=column in ("claim", "scale"))
+    for claim in claims.claims:
+        table.add_row(claim.id, claim.text, claim.source, claim.scale, ", ".join(claim.suites))
+    console.print(table)
+    console.print(f"{len(claims.claims)} claims.")
+
+
+_VERDICT_STYLES = {"supported": "green", "contradicted": "red"}
+
+
+def print_verdicts(outcomes: Sequence[Judged]) -> None:
+    """Verdicts with their reasons and where the evidence lies; then how many there are of each."""
+    table = Table(show_lines=True)
+    for column in ("claim", "verdict", "why", "records"):
+        table.add_column(column, overflow="fold", no_wrap=column == "claim")
+    for found in outcomes:
+        claim, evidence = found.claim, found.evidence
+        verdict = Text(found.verdict, style=_VERDICT_STYLES.get(found.verdict, ""))
+        where = f"{evidence[0]['file']}:{evidence[0]['line']}" if evidence else "none"
+        more = f" and {len(evidence) - 1} more" if len(evidence) > 1 else ""
+        table.add_row(f"{claim.id}\n{claim.source}", verdict, f"{claim.text}\n{found.reason}", where + more)
+    console.print(table)
+    verdicts = [found.verdict for found in outcomes]
+    console.print(", ".join(f"{verdicts.count(verdict)} {verdict}" for verdict in dict.fromkeys(verdicts)) + ".")

@@ -21,6 +21,7 @@ from archbench.data.corpus import Corpus, load_corpus
 from archbench.errors import CheckpointError, ConfigError, SuiteError, suggestion
 from archbench.parse import parse
 from archbench.suite import CellEntry, Suite, entries
+from archbench.tuning import Choices, parse_tuning
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,15 +58,18 @@ class Plan:
         return list(found.values())
 
 
-def make_plan(suite: Suite, only: Sequence[str] = ()) -> Plan:
-    """Resolves a suite. `only` keeps the cells of these labels or architectures.
+def make_plan(suite: Suite, only: Sequence[str] = (), choices: Choices | None = None) -> Plan:
+    """Resolves a suite. `only` keeps the cells of these labels or architectures; `choices` are the learning rates that
+    the trials of a suite with `tuning` came to. Without them its cells have the rate that the suite gives.
 
     Raises:
         SuiteError: a name, key or value does not exist or is impossible; the message names file and place.
     """
     asked = _metric_settings(suite)
     left_out = {pretrained.label_of(entry): reason for entry in entries(suite) if (reason := pretrained.absent(entry))}
-    cells = _only(_cells(suite, list(asked)), only, left_out)
+    if suite.tuning is not None:
+        parse_tuning(suite)
+    cells = [_tuned(cell, choices or {}) for cell in _only(_cells(suite, list(asked)), only, left_out)]
     timed_with = sorted(
         cell.address for cell in cells for name in cell.metrics if registry.metric(name).timed
     )  # timed metrics interleave their cells, so their samples belong to that company
@@ -83,11 +87,20 @@ def make_plan(suite: Suite, only: Sequence[str] = ()) -> Plan:
                     settings=settings,
                     timed=metric.timed,
                     trained=metric.trained,
-                    reason=metric.cannot(traits, settings),
+                    reason=cell.void or metric.cannot(traits, settings),
                 )
             )
     notices = tuple(f"{label} is left out: {reason}" for label, reason in left_out.items())
     return Plan(suite=suite, cells=tuple(cells), jobs=tuple(jobs), notices=notices)
+
+
+def _tuned(cell: Cell, choices: Choices) -> Cell:
+    """The cell with the learning rate its trials came to."""
+    choice = choices.get((cell.label, cell.size), choices.get((cell.label, None)))
+    if choice is None:
+        return cell
+    training = dataclasses.replace(cell.training, learning_rate=choice.learning_rate)
+    return dataclasses.replace(cell, training=training, tuning=choice.summary(), void=choice.void)
 
 
 @cache

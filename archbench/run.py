@@ -5,6 +5,7 @@ Layout of a run's folder (results/<suite> unless said otherwise):
     <start time>-<plan id>.jsonl   the records, one line a quantity; the newest file is the current run
     checkpoints/<address>/         trained cells, shared by all runs of the folder
     logs/                          what workers printed
+    tuning/                        the trials of a suite that tunes its learning rates, a run of their own
 
 What an earlier run of the folder has answered is carried over, not measured again. Failed jobs are tried again.
 """
@@ -24,8 +25,10 @@ from archbench.checkpoint import is_complete
 from archbench.environment import describe, usable_cores
 from archbench.errors import ConfigError, suggestion
 from archbench.executors import Event, Executor, Task
-from archbench.plan import Job, Plan
+from archbench.plan import Job, Plan, make_plan
 from archbench.record import Record, RecordFile, read
+from archbench.suite import Suite
+from archbench.tuning import Choices, choose, trials
 
 EXECUTORS = ("inline", "processes", "ray")
 
@@ -64,6 +67,25 @@ def run(plan: Plan, options: Options, watch: Callable[[Event], None] = lambda _e
         RecordError: an earlier results file of the folder is damaged.
     """
     return _Run(plan, options, watch).go()
+
+
+def search(
+    suite: Suite, only: Sequence[str], options: Options, carry_out: Callable[[Plan, Options], Outcome]
+) -> Choices:
+    """The learning rates of a suite with `tuning`, by its trials, which are run in the folder `tuning` of the run; what
+    is done there is skipped. Nothing for a suite without.
+
+    Raises:
+        SuiteError: the suite or the names in `only` are wrong; before anything runs.
+    """
+    make_plan(suite, only)
+    if suite.tuning is None:
+        return {}
+    tried = trials(suite, only)
+    if not tried.cells:
+        return {}
+    outcome = carry_out(make_plan(tried), dataclasses.replace(options, out=options.out / "tuning"))
+    return choose(suite, read(outcome.path), only)
 
 
 class _Run:
@@ -185,6 +207,7 @@ class _Run:
                 "match": cell.match,
                 "residual": cell.residual,
                 **({"start_from": cell.start_from, "start_sha256": cell.start_sha256} if cell.start_from else {}),
+                **({"tuning": cell.tuning} if cell.tuning else {}),
             },
             data_sha256=cell.corpus_sha256,
             source_sha256=cell.training_source,

@@ -19,14 +19,19 @@ from torch import nn
 from archbench import registry
 from archbench.errors import ConfigError, suggestion
 from archbench.model import Architecture, SequenceModel
+from archbench.state import state_bytes
 
-Axis = Literal["parameters", "non_embedding", "training_flops"]
+Axis = Literal["parameters", "non_embedding", "training_flops", "state_bytes"]
 
 SIZES: dict[str, float] = {"nano": 1e5, "micro": 4e5, "mini": 1e6, "small": 4e6, "medium": 1.6e7, "base": 1.25e8}
 """Parameters of each named size, embeddings included."""
 
 FLOPS_PER_PARAMETER = 6.0
 """Training FLOPs a token that stand for one parameter along `training_flops`. Source: Kaplan et al. 2020, table 1."""
+
+STATE_BYTES_PER_PARAMETER = 1.0
+"""Bytes of state that stand for one parameter along `state_bytes`: a size's states then take a quarter of the memory of
+its fp32 weights. A convention; at the shared sizes every architecture can be solved for it somewhere."""
 
 REACH = 0.25
 """A config further than this from its target is no config of that size."""
@@ -73,7 +78,8 @@ def solve(
         overrides: config fields held at these values; the others are solved around them. A published config has them
             replaced, and its residual then tells how far that moved it.
         axis: what is matched. "non_embedding" leaves out look-up tables; "training_flops" are analytic FLOPs per token
-            of windows of `context` tokens, its target 6 FLOPs per parameter of the size.
+            of windows of `context` tokens, its target 6 FLOPs per parameter of the size; "state_bytes" are those of one
+            row after `context` tokens, its target one byte per parameter of the size.
 
     Raises:
         ConfigError: an unknown size, axis or field, a value of the wrong type, or a size out of reach; one line that
@@ -93,7 +99,7 @@ def solve(
         )
     if size not in SIZES:
         raise ConfigError(f"size: '{size}' is not known for {kind}; {suggestion(size, available(architecture))}")
-    target = SIZES[size] * (FLOPS_PER_PARAMETER if axis == "training_flops" else 1.0)
+    target = SIZES[size] * _PER_PARAMETER.get(axis, 1.0)
     config = _nearest(_offered(architecture, vocab_size, fixed), target, measured)
     actual = measured(config)
     if abs(actual / target - 1) > REACH:
@@ -155,6 +161,9 @@ def summary(config: Any) -> str:
     return " ".join(f"{name}={value}" for name, (value, default) in values.items() if value != default)
 
 
+_PER_PARAMETER = {"training_flops": FLOPS_PER_PARAMETER, "state_bytes": STATE_BYTES_PER_PARAMETER}
+
+
 class _Meter:
     """Counts configs along an axis, each once."""
 
@@ -169,6 +178,9 @@ class _Meter:
                 self.seen[config] = float(parameters(model))
             elif self.axis == "non_embedding":
                 self.seen[config] = float(non_embedding_parameters(model))
+            elif self.axis == "state_bytes":
+                tokens = torch.zeros(1, self.context, dtype=torch.long, device="meta")
+                self.seen[config] = float(state_bytes(model.prefill(tokens, model.initial_state(1))))
             else:
                 self.seen[config] = model.flops().training(self.context) / self.context
         return self.seen[config]

@@ -26,9 +26,10 @@ class Suite:
     """A suite as written, each part checked for known keys; `plan` resolves it into cells and jobs.
 
     Attributes:
-        match: what a named size is solved for: parameters, non_embedding or training_flops.
+        match: what a named size is solved for: parameters, non_embedding, training_flops or state_bytes.
         training: keys of `Training`; a cell's own replace these one by one.
         metrics: metric name -> its settings.
+        tuning: the search for learning rates (see `archbench.tuning`); None for none.
     """
 
     name: str
@@ -43,6 +44,7 @@ class Suite:
     seeds: list[int] = field(default_factory=lambda: [0])
     grid: dict[str, list[Any]] = field(default_factory=dict)
     metrics: dict[str, dict[str, Any] | None] = field(default_factory=dict)
+    tuning: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,19 +9,23 @@ import archbench
 PACKAGE = Path(archbench.__file__).parent
 
 LEVELS = {
-    0: "errors stats environment record history parse papers",
+    0: "errors stats environment record history parse papers seeds",
     1: "state sampling model data codec",
     2: "layers segments drafting ops foreign operators flops roofline power generation prompts contract task tasks "
     "haystack examination projection curriculum sandbox",
     3: "registry metric architectures metrics sizes exercise coding completions",
     4: "timing",
-    5: "cell suite pretrained plan checkpoint train estimate",
-    6: "worker executors run report integrations writing doctor conversion code_eval bench",
+    5: "cell suite tuning pretrained plan checkpoint train estimate",
+    6: "worker executors run claims report integrations writing doctor conversion code_eval bench gate "
+    "series tabular export exports tracking",
     7: "display cli",
 }
 LEVEL = {name: level for level, names in LEVELS.items() for name in names.split()}
 
-WITHOUT_TORCH = ("errors", "stats", "environment", "record", "history", "parse", "report", "papers")
+WITHOUT_TORCH = (
+    *("errors", "stats", "environment", "record", "history", "parse", "report", "papers", "seeds"),
+    *("series", "tabular", "export", "exports", "tracking"),
+)
 
 
 def room(path: Path) -> str:

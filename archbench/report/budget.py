@@ -27,7 +27,12 @@ STATE = "state bytes"
 WALL = "training wall-clock"
 
 _BY_BUDGET = {"bytes": TRAINING_BYTES, "tokens": TRAINING_BYTES, "flops": TRAINING_FLOPS, "seconds": WALL}
-_BY_MATCH = {"parameters": PARAMETERS, "non_embedding": NON_EMBEDDING, "training_flops": FLOPS_PER_BYTE}
+_BY_MATCH = {
+    "parameters": PARAMETERS,
+    "non_embedding": NON_EMBEDDING,
+    "training_flops": FLOPS_PER_BYTE,
+    "state_bytes": STATE,
+}
 _SPENT = (TRAINING_BYTES, TRAINING_FLOPS, WALL)
 """Axes that training spends, and that training before it spent as well."""
 _UNDECLARED = frozenset({PARAMETERS, TRAINING_BYTES, TRAINING_FLOPS})
@@ -122,9 +127,17 @@ def largest_shared_context(evidence: Evidence, rows: list[Row]) -> int | None:
     return max((int(context) for context in shared if context is not None), default=None)
 
 
+def _state_context(evidence: Evidence, rows: list[Row]) -> int | None:
+    """Where states are held against each other: where they were made equal, else at the largest context there is."""
+    configs = [evidence.config(row) for row in rows]
+    if configs and all(config.get("match") == "state_bytes" for config in configs):
+        return (configs[0].get("training") or {}).get("context")
+    return largest_shared_context(evidence, rows)
+
+
 def budget(evidence: Evidence, rows: list[Row]) -> list[AxisMatch]:
     """The match of all axes among the rows of one arena; the first row is what the others are held against."""
-    context = largest_shared_context(evidence, rows)
+    context = _state_context(evidence, rows)
     at = {} if context is None else {"context": context}
     state_note = "" if context is None else f"at {context} tokens"
     per_byte = [flops_per_byte(evidence, row) for row in rows]

@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import datetime, timezone
 
+from archbench.errors import RecordError
 from archbench.record import Record
 from archbench.report import notation
 from archbench.report.budget import AxisMatch, budget
@@ -17,6 +18,7 @@ from archbench.report.evidence import Evidence, Finding, known, separated
 from archbench.report.pairs import Difference, difference
 from archbench.report.quality import STATES, deviation
 from archbench.report.rows import Row
+from archbench.seeds import pooled, resolvable, spreads
 
 MIN_SEEDS = 3
 
@@ -115,6 +117,8 @@ def _quality(evidence: Evidence, rows: list[Row], match: list[AxisMatch], place:
     parts = [text + "."] if have else ([text] if text else [])
     if len(have) > 1:
         parts.append(_ranking(evidence, have, match, state))
+        parts += _resolution(evidence, [row for row, _ in have], state)
+        parts += _trials(evidence, [row for row, _ in have])
         parts += _other_states(evidence, [row for row, _ in have], state, match)
     elif have:
         parts.append("There is no second architecture with this number to hold it against.")
@@ -215,6 +219,32 @@ def _other_states(evidence: Evidence, rows: list[Row], state: str, match: list[A
                 f"{_state_words(other).capitalize()}, {best.name} has the lowest instead: {_bits(lowest)}."
             )
     return sentences
+
+
+def _resolution(evidence: Evidence, rows: list[Row], state: str) -> list[str]:
+    """The smallest difference that the seeds could have found, so that a tie says how close it is."""
+    records = [r for row in rows for r in evidence.records_of(row, "likelihood", "bits_per_byte", state=state)]
+    n = min(len(row.seeds) for row in rows)
+    if n < 2:
+        return []
+    try:
+        least = resolvable(pooled(spreads(records, state=state)), n)
+    except RecordError:
+        return []
+    return [f"{n} seeds resolve differences from {notation.plain(least)} bits per byte on (80 % power)."]
+
+
+def _trials(evidence: Evidence, rows: list[Row]) -> list[str]:
+    """How the learning rates were found, and of whom."""
+    searched = {row: evidence.config(row).get("tuning") for row in rows}
+    found = [tuning for tuning in searched.values() if tuning]
+    if not found:
+        return ["Learning rates were given by the suite, not searched for in this run."]
+    counts = sorted({tuning["trials"] for tuning in found})
+    tried = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
+    others = [row.name for row, tuning in searched.items() if not tuning]
+    exempt = f"; that of {notation.listed(others)} was given" if others else ""
+    return [f"Learning rates are the best of {tried} equal trials each{exempt}."]
 
 
 def _floors(evidence: Evidence, have: list[tuple[Row, Finding]], state: str) -> list[str]:
