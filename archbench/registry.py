@@ -1,9 +1,9 @@
-"""Finds architectures, metrics and tasks by name: our own files, and what other packages register.
+"""Finds architectures, metrics, tasks and export formats by name: our own files, and what other packages register.
 
-A file in `archbench/architectures`, `archbench/metrics` or `archbench/tasks` is found by existing; its name is the
-architecture's, metric's or task's name. Other packages use the entry-point groups of the same names
-(`archbench.architectures`) and get the same treatment. While an architecture is being written, the path of its .py file
-serves as its name.
+A file in `archbench/architectures`, `archbench/metrics`, `archbench/tasks` or `archbench/exports` is found by existing;
+its name is the architecture's, metric's, task's or format's name. Other packages use the entry-point groups of the same
+names (`archbench.architectures`) and get the same treatment. While an architecture is being written, the path of its
+.py file serves as its name.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from archbench.errors import ConfigError, suggestion
 _ARCHITECTURES = "archbench.architectures"
 
 if TYPE_CHECKING:
+    from archbench.export import Format
     from archbench.metric import DesignMetric, Metric, TimedMetric
     from archbench.model import Architecture
     from archbench.task import Task
@@ -41,6 +42,11 @@ def metrics() -> list[str]:
 def tasks() -> list[str]:
     """Names of all tasks there are, without importing any."""
     return _names("tasks")
+
+
+def export_formats() -> list[str]:
+    """Names of all export formats there are, without importing any."""
+    return _names("exports")
 
 
 @cache
@@ -63,6 +69,12 @@ def metric(name: str) -> Metric | TimedMetric | DesignMetric:
 def task(name: str) -> Task:
     """The task of that name. Raises ConfigError when there is none."""
     return _found("tasks", name, "TASK")
+
+
+@cache
+def export_format(name: str) -> Format:
+    """The export format of that name. Raises ConfigError when there is none."""
+    return _found("exports", name, "FORMAT")
 
 
 def source_files(architecture_name: str) -> list[Path]:

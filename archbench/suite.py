@@ -140,11 +140,18 @@ def entries(suite: Suite) -> list[CellEntry]:
             data = {**raw, "grid": {}}
             for key, value in point.items():
                 set_dotted(data, key, value, f"{where}.grid.{key}")
-            told_apart = [f"{key.split('.')[-1]}={value}" for key, value in point.items() if key not in _NAMED]
+            told_apart = [_told(key, value) for key, value in point.items() if key not in _NAMED]
             if told_apart and "label" not in point:
                 data["label"] = " ".join([entry.label or registry.label(entry.architecture), *told_apart])
             expanded.append(parse(CellEntry, data, where))
     return expanded
+
+
+def _told(key: str, value: Any) -> str:
+    """A grid's coordinate in a label: "learning_rate=0.004", and of a mapping its entries: "bytes=1e+06"."""
+    if isinstance(value, dict):
+        return " ".join(f"{name}={part:g}" for name, part in value.items())
+    return f"{key.split('.')[-1]}={value}"
 
 
 def set_dotted(data: dict[str, Any] | list[Any], key: str, value: Any, where: str) -> None:

@@ -1,18 +1,19 @@
-"""What the README shows is what the committed run says."""
+"""What the README shows is what the committed runs say."""
 
 from pathlib import Path
 
 import pytest
 
 from archbench.errors import RecordError
-from archbench.report.readme import excerpt, update
+from archbench.report.readme import fill, main
 
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def test_the_readme_is_up_to_date_with_the_committed_run():
+def test_the_readme_is_up_to_date_with_the_committed_runs():
     """If this fails: `make readme`."""
-    assert excerpt(ROOT / "results/quick", ROOT) in (ROOT / "README.md").read_text()
+    text = (ROOT / "README.md").read_text()
+    assert fill(text, ROOT) == text
 
 
 def test_the_readme_links_to_files_that_are_there():
@@ -21,7 +22,26 @@ def test_the_readme_links_to_files_that_are_there():
             assert (ROOT / line.split("](")[1].rstrip(")")).is_file(), line
 
 
-def test_a_readme_without_markers_is_refused(tmp_path):
-    (tmp_path / "README.md").write_text("nothing here")
-    with pytest.raises(RecordError, match="lacks the markers"):
-        update(tmp_path / "README.md", ROOT / "results/quick")
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("nothing here", "lacks markers"),
+        ("<!-- quality results/quick: begin -->", "lacks '<!-- quality results/quick: end -->'"),
+        ("<!-- qality x: begin --><!-- qality x: end -->", "qality x: no such part; did you mean 'quality'"),
+        ("<!-- quality gone: begin --><!-- quality gone: end -->", "gone: no such file or folder"),
+    ],
+)
+def test_a_readme_that_cannot_be_filled_is_refused(text, message):
+    with pytest.raises(RecordError, match=message):
+        fill(text, ROOT)
+
+
+def test_a_stale_part_is_told_and_mended(tmp_path, capsys):
+    (tmp_path / "results").symlink_to(ROOT / "results")
+    readme = tmp_path / "README.md"
+    readme.write_text("a\n<!-- costs results/paper_costs: begin -->\nstale\n<!-- costs results/paper_costs: end -->\nb")
+    assert main([str(readme), "--check"]) == 1 and "make readme" in capsys.readouterr().err
+    assert main([str(readme)]) == 0
+    assert main([str(readme), "--check"]) == 0
+    text = readme.read_text()
+    assert "configurations were counted" in text and text.startswith("a\n") and text.endswith("\nb")

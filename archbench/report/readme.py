@@ -1,18 +1,34 @@
-"""The part of README.md that a committed run fills in: `python -m archbench.report.readme results/quick README.md`.
+"""The parts of README.md that committed runs fill in: `python -m archbench.report.readme README.md [--check]`.
 
-A figure in the README comes from records and the command that made them, or not at all.
+A figure in the README comes from records and the command that made them, or not at all. Between two markers
+
+    <!-- PART FOLDER: begin -->
+    <!-- PART FOLDER: end -->
+
+stands what PART makes of the newest records in FOLDER; every pair of markers in the file is filled in.
 """
 
 from __future__ import annotations
 
+import re
 import sys
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from archbench.errors import RecordError
+from archbench.bench.table import markdown as bench_markdown
+from archbench.claims.claim import load_claims
+from archbench.claims.judge import VERDICTS, Outcome, judge
+from archbench.claims.run import load_runs
+from archbench.errors import RecordError, suggestion
+from archbench.papers import load_papers
 from archbench.record import newest, read
+from archbench.report.choice import decision_table
+from archbench.report.code import code_tables
 from archbench.report.evidence import Evidence
 from archbench.report.markdown import escape, table_lines
+from archbench.report.paper_costs import summary
+from archbench.report.passkey import passkey_tables
 from archbench.report.quality import quality_table
 from archbench.report.table import Table
 from archbench.report.verdict import headline
@@ -22,40 +38,127 @@ FIGURES = (("quality", "Bits per byte against training FLOPs"), ("time_per_token
 LEFT_OUT = ("perplexity", "seeds", "BrierLM, teacher-forced")
 """Columns that the full report has and a first screen does without."""
 
+_BEGIN = re.compile(r"<!-- (\w+) ([\w./-]+): begin -->")
 
-def excerpt(results: Path, root: Path) -> str:
-    """Headline, quality table and two plots of a run, as Markdown with paths relative to `root`.
+
+def fill(text: str, root: Path) -> str:
+    """The README's text with every part filled in; paths of folders are relative to `root`.
 
     Raises:
-        RecordError: there are no records at `results`.
+        RecordError: it has no markers, one of a pair is missing, a part is not known, or a folder holds no records.
     """
-    file = newest(results)
-    evidence = Evidence(read(file))
+    marks = list(_BEGIN.finditer(text))
+    if not marks:
+        raise RecordError("README: lacks markers such as '<!-- quality results/quick: begin -->'")
+    for part, folder in [(mark.group(1), mark.group(2)) for mark in marks]:
+        begin, end = (f"<!-- {part} {folder}: {word} -->" for word in ("begin", "end"))
+        if end not in text:
+            raise RecordError(f"README: lacks '{end}' after its begin")
+        if part not in PARTS:
+            raise RecordError(f"README: {part} {folder}: no such part; {suggestion(part, PARTS)}")
+        before, rest = text.split(begin, 1)
+        _, after = rest.split(end, 1)
+        text = f"{before}{begin}\n\n{PARTS[part](root / folder, root).strip()}\n\n{end}{after}"
+    return text
+
+
+def _quality(results: Path, root: Path) -> str:
+    """Headline, quality table and two plots of a run."""
+    evidence = Evidence(read(newest(results)))
     head = headline(evidence, [])
-    figures = file.parent.resolve().relative_to(root.resolve()) / "report" / "figures"
-    facts = dict(head.subtitle)
     lines = [*(escape(paragraph) + "\n" for paragraph in head.paragraphs)]
     if head.exploratory:
         lines.append(f"> **Exploratory.** {escape('; '.join(head.exploratory))}.\n")
     lines += table_lines(_narrowed(quality_table(evidence)))
-    lines += [f"![{title}]({figures / name}.png)" for name, title in FIGURES]
-    lines.append(
-        f"\nMade by `{facts['command']}` on {facts['machine']} ({facts['date']}); records in "
-        f"`{file.resolve().relative_to(root.resolve())}`, the whole report in `{figures.parent / 'report.md'}`."
-    )
-    return "\n".join(lines)
+    lines += _pictures(results, root, FIGURES)
+    return "\n".join([*lines, _made_by(evidence, results, root)])
 
 
-def update(readme: Path, results: Path) -> None:
-    """Puts the excerpt between the README's two markers. Raises RecordError when the markers are not there."""
-    text = readme.read_text(encoding="utf-8")
-    begin, end = (f"<!-- {results.as_posix()}: {word} -->" for word in ("begin", "end"))
-    if begin not in text or end not in text:
-        raise RecordError(f"{readme}: lacks the markers '{begin}' and '{end}'; put them where the excerpt belongs")
-    before, rest = text.split(begin, 1)
-    _, after = rest.split(end, 1)
-    filled = f"{before}{begin}\n\n{excerpt(results, readme.parent)}\n\n{end}{after}"
-    readme.write_text(filled, encoding="utf-8")
+def _decision(results: Path, root: Path) -> str:
+    """What to choose under a few needs."""
+    evidence = Evidence(read(newest(results)))
+    return _tables([decision_table(evidence)], evidence, results, root)
+
+
+def _passkey(results: Path, root: Path) -> str:
+    """How far retrieval reaches, and the heatmap."""
+    evidence = Evidence(read(newest(results)))
+    pictures = _pictures(results, root, [("passkey", "Passkey retrieval by length and depth")])
+    return _tables(passkey_tables(evidence)[:2], evidence, results, root, pictures)
+
+
+def _code(results: Path, root: Path) -> str:
+    evidence = Evidence(read(newest(results)))
+    return _tables(code_tables(evidence), evidence, results, root)
+
+
+def _measures(results: Path, root: Path) -> str:
+    """Quality, passkey and code of a run that compares by measures alone."""
+    evidence = Evidence(read(newest(results)))
+    found = [_narrowed(quality_table(evidence)), *passkey_tables(evidence)[:1], *code_tables(evidence)]
+    return _tables(found, evidence, results, root)
+
+
+def _costs(results: Path, root: Path) -> str:
+    evidence = Evidence(read(newest(results)))
+    return "\n".join([*summary(evidence, load_papers()), _made_by(evidence, results, root)])
+
+
+def _bench(results: Path, root: Path) -> str:
+    records = read(newest(results))
+    return "\n".join([bench_markdown(records), _made_by(Evidence(records), results, root)])
+
+
+def _claims(results: Path, root: Path) -> str:
+    """Every claim's verdict over all committed runs, best known first."""
+    del root
+    outcomes = judge(load_claims(), load_runs([results]))
+    told = {verdict: [outcome for outcome in outcomes if outcome.verdict == verdict] for verdict in VERDICTS}
+    counts = ", ".join(f"{len(found)} {verdict}" for verdict, found in told.items())
+    lines = [f"Of {len(outcomes)} published claims: {counts}.", "", "| claim | verdict | measured | published |"]
+    lines.append("| --- | --- | --- | --- |")
+    for verdict in VERDICTS[:2]:
+        lines += [_claim_line(outcome) for outcome in told[verdict]]
+    left = ", ".join(f"`{outcome.claim.id}`" for outcome in told[VERDICTS[2]])
+    if left:
+        lines += ["", f"Not testable at this scale: {left}; `archbench claims run` says why."]
+    return "\n".join([*lines, "", "Verdicts are computed from the committed records by `archbench claims run`."])
+
+
+def _claim_line(outcome: Outcome) -> str:
+    verdict = f"{outcome.verdict}{' (exploratory)' if outcome.exploratory else ''}"
+    cells = (outcome.claim.text, verdict, outcome.measured, f"{outcome.published} ({outcome.claim.source})")
+    return "| " + " | ".join(escape(cell) for cell in cells) + " |"
+
+
+PARTS: Mapping[str, Callable[[Path, Path], str]] = {
+    "quality": _quality,
+    "decision": _decision,
+    "passkey": _passkey,
+    "code": _code,
+    "measures": _measures,
+    "costs": _costs,
+    "bench": _bench,
+    "claims": _claims,
+}
+
+
+def _tables(
+    tables: Iterable[Table | None], evidence: Evidence, results: Path, root: Path, more: Iterable[str] = ()
+) -> str:
+    lines = [line for table in tables if table is not None for line in table_lines(table)]
+    return "\n".join([*lines, *more, _made_by(evidence, results, root)])
+
+
+def _pictures(results: Path, root: Path, figures: Iterable[tuple[str, str]]) -> list[str]:
+    folder = results.resolve().relative_to(root.resolve()) / "report" / "figures"
+    return [f"![{title}]({folder / name}.png)" for name, title in figures]
+
+
+def _made_by(evidence: Evidence, results: Path, root: Path) -> str:
+    facts = dict(headline(evidence, []).subtitle)
+    file = newest(results).resolve().relative_to(root.resolve())
+    return f"\nMade by `{facts['command']}` on {facts['machine']} ({facts['date']}); records in `{file}`."
 
 
 def _narrowed(table: Table) -> Table:
@@ -67,5 +170,17 @@ def _narrowed(table: Table) -> Table:
     )
 
 
+def main(arguments: list[str]) -> int:
+    readme = Path(arguments[0])
+    text = readme.read_text(encoding="utf-8")
+    filled = fill(text, readme.resolve().parent)
+    if "--check" in arguments:
+        if filled != text:
+            print(f"{readme}: not what the committed runs say; run `make readme`", file=sys.stderr)
+        return int(filled != text)
+    readme.write_text(filled, encoding="utf-8")
+    return 0
+
+
 if __name__ == "__main__":
-    update(Path(sys.argv[2]), Path(sys.argv[1]))
+    sys.exit(main(sys.argv[1:]))

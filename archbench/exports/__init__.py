@@ -1,0 +1,1 @@
+"""Formats of other tools, one file each, found by existing; see `archbench.export`."""
