@@ -3,7 +3,7 @@ VENV ?= .venv
 PYTHON ?= python3
 BIN = $(VENV)/bin
 
-.PHONY: quick test bench lint readme clean
+.PHONY: quick test bench gate lint readme clean
 
 quick: $(VENV)/.installed
 	$(BIN)/archbench run quick
@@ -16,15 +16,20 @@ bench: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest tests/bench/bench_targets.py --benchmark-only -q
 	$(BIN)/archbench bench --show results/bench
 
+# Counts and quality against baselines/smoke.jsonl. Exit code 3, undecided, is no failure; `archbench gate --accept`
+# acknowledges what was meant to change.
+gate: $(VENV)/.installed
+	OMP_NUM_THREADS=1 $(BIN)/archbench gate --tiers 0,1 || test $$? -eq 3
+
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# Fills in the README from the committed run.
+# Writes the committed runs' reports anew, and fills in the README from their records.
 readme: $(VENV)/.installed
-	$(BIN)/archbench report results/quick
-	$(BIN)/python -m archbench.report.readme results/quick README.md
+	for run in results/*/*.jsonl; do $(BIN)/archbench report $$(dirname $$run) || exit; done
+	$(BIN)/python -m archbench.report.readme README.md
 
 $(VENV)/.installed: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

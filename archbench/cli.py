@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import shlex
+import signal
 import sys
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from archbench.executors import Event
     from archbench.plan import Plan
     from archbench.run import Options, Outcome
+    from archbench.tracking import Tracker
 
 app = typer.Typer(
     name="archbench",
@@ -64,6 +66,7 @@ def run(
     from archbench.suite import load_suite
 
     executor_named(executor)
+    open_tracker = _tracker(track)
     asked = load_suite(suite, changes or ())
     options = Options(
         out=out or Path("results") / asked.name,
@@ -77,7 +80,7 @@ def run(
 
     def carry_out(plan: Plan, options: Options) -> Outcome:
         display.print_estimate(plan, options)
-        with display.Watch(plan) as watch, _following(track, plan, options.out, watch) as follow:
+        with display.Watch(plan) as watch, _following(open_tracker, plan, options.out, watch) as follow:
             return run_plan(plan, options, follow)
 
     names = _split(only)
@@ -184,6 +187,29 @@ def report(
     from archbench.report import write_report
 
     display.print_report(write_report(path, out))
+
+
+@app.command()
+def choose(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A results file, or a run's folder.")],
+    context: Annotated[int, typer.Option(min=1, metavar="TOKENS", help="Context that must be served.")],
+    memory: Annotated[
+        float | None, typer.Option(metavar="BYTES", help="Memory for weights and one row's state: 2e6.")
+    ] = None,
+    ms_per_token: Annotated[float | None, typer.Option(metavar="MS", help="Most milliseconds per token.")] = None,
+    train_bytes: Annotated[float | None, typer.Option(metavar="BYTES", help="Most bytes of training text.")] = None,
+) -> None:
+    """Say which architecture of a run to choose for a need, which cannot be told from it, and why the others are out."""
+    from archbench import display
+    from archbench.record import read
+    from archbench.report.choice import Need, decide
+    from archbench.report.evidence import Evidence
+
+    seconds = None if ms_per_token is None else ms_per_token / 1e3
+    need = Need(context=context, memory=memory, seconds_per_token=seconds, training_bytes=train_bytes)
+    decision = decide(Evidence(read(run)), need)
+    display.print_decision(decision)
+    raise typer.Exit(0 if decision.best else 1)
 
 
 @app.command()
@@ -454,7 +480,7 @@ def claims_run(
     claim: Annotated[str | None, typer.Argument(metavar="ID", help="One claim; all when left out.")] = None,
     scale: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help="Judge at paper-cost, laptop or gpu. [default: the largest there are records of]"),
+        typer.Option(metavar="NAME", help="Judge at paper-cost, laptop or gpu. [default: what there are records of]"),
     ] = None,
     results: Annotated[
         list[Path] | None,
@@ -517,7 +543,10 @@ def compare(
     markdown: Markdown = None,
     json: Json = False,
 ) -> None:
-    """Hold one run's counts and quality against another's. Exit codes: 0 fine, 1 regressed, 2 not measured, 3 undecided."""
+    """Hold one run's counts and quality against another's.
+
+    Exit codes: 0 fine, 1 regressed, 2 not measured, 3 undecided.
+    """
     from archbench.gate.compare import compare as compare_records
     from archbench.gate.noise import noise_for
     from archbench.gate.points import read_records
@@ -555,8 +584,10 @@ def gate(
     markdown: Markdown = None,
     json: Json = False,
 ) -> None:
-    """Is this version as good as the baseline, and as fast as BASE? Exit codes: 0 fine, 1 regressed, 2 not measured, 3
-    undecided."""
+    """Is this version as good as the baseline, and as fast as BASE?
+
+    Exit codes: 0 fine, 1 regressed, 2 not measured, 3 undecided.
+    """
     from archbench.gate.gate import Request, parse_budget, parse_tiers
     from archbench.gate.gate import accept as accept_baseline
     from archbench.gate.gate import gate as run_gate
@@ -581,6 +612,7 @@ def gate(
         path, n = accept_baseline(request, _to_stderr)
         typer.echo(f"{path}: {n} records; commit it with what changed them")
         return
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # its processes and its second checkout go with it
     _tell_comparison(run_gate(request, _to_stderr), markdown, json)
 
 
@@ -661,13 +693,23 @@ def _split(only: str | None) -> list[str]:
     return [name.strip() for name in only.split(",") if name.strip()] if only else []
 
 
-def _following(track: str | None, plan: Plan, out: Path, watch: Callable[[Event], None]) -> Any:
-    """Gives `watch` itself, or one that passes events on to a tracker as well."""
-    if track is None:
-        return nullcontext(watch)
-    from archbench.tracking import following, tracker_named
+def _tracker(name: str | None) -> Callable[[Path, str], Tracker] | None:
+    if name is None:
+        return None
+    from archbench.tracking import tracker_named
 
-    return following(tracker_named(track, out, plan.suite.name), plan, out, watch)
+    return tracker_named(name)
+
+
+def _following(
+    open_tracker: Callable[[Path, str], Tracker] | None, plan: Plan, out: Path, watch: Callable[[Event], None]
+) -> AbstractContextManager[Callable[[Event], None]]:
+    """Gives `watch` itself, or one that passes events on to a tracker as well."""
+    if open_tracker is None:
+        return nullcontext(watch)
+    from archbench.tracking import following
+
+    return following(open_tracker(out, plan.suite.name), plan, out, watch)
 
 
 def _command() -> str:

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from archbench.plan import Plan
     from archbench.record import Record
     from archbench.report import ReportFiles
+    from archbench.report.choice import Decision
     from archbench.run import Options, Outcome
     from archbench.sandbox import Sandbox
     from archbench.tuning import Choices
@@ -412,7 +413,7 @@ def _formats() -> Iterable[tuple[str, ...]]:
 
     yield ("format", "what")
     for name in export.names():
-        yield (name, export.named(name).about)
+        yield (name, export.described(name).about)
 
 
 _LISTS: dict[str, Any] = {
@@ -424,6 +425,38 @@ _LISTS: dict[str, Any] = {
     "sizes": _sizes,
     "formats": _formats,
 }
+
+
+def print_decision(decision: Decision) -> None:
+    """The choice in a sentence, then every architecture: what it offers, or why it is left out."""
+    from archbench.report import notation
+
+    console.print(decision.sentence(), soft_wrap=True)
+    table = Table(box=box.SIMPLE_HEAD)
+    for column in ("architecture", "bits per byte", "memory", "per token", "training text", ""):
+        table.add_column(column, justify="left" if column in ("architecture", "") else "right", overflow="fold")
+
+    def shown(value: float | None, unit: str) -> str:
+        return "not known" if value is None else notation.plain(value, unit)
+
+    for candidate in (*decision.ranked, *decision.others):
+        bits = candidate.bits
+        quality = "none" if bits.value is None else " ".join(notation.interval(bits.value, bits.low, bits.high))
+        if candidate is decision.best:
+            remark = "chosen"
+        elif candidate in decision.tied:
+            remark = "not told apart"
+        else:
+            remark = candidate.refused or ("" if bits.value is not None else bits.reason)
+        table.add_row(
+            candidate.row.name,
+            quality.strip(),
+            shown(candidate.memory, "B"),
+            shown(candidate.seconds_per_token, "s"),
+            shown(candidate.training_bytes, "B"),
+            remark,
+        )
+    console.print(table)
 
 
 def print_targets(targets: Sequence[Target]) -> None:
@@ -541,28 +574,33 @@ def print_noise(noise: Noise, margin: float) -> None:
 def print_claims(claims: Claims) -> None:
     """Every claim with its place, the smallest faithful scale, and the suites whose records decide."""
     table = Table(show_lines=True)
-    for column in ("claim", "what is claimed", "source", "scale", "suites"):
-        table.add_column(column, overflow="fold", no_wrap=column in ("claim", "scale"))
+    for column, share in (("claim", 3), ("scale", 1), ("records from", 1)):
+        table.add_column(column, overflow="fold", ratio=share)
     for claim in claims.claims:
-        table.add_row(claim.id, claim.text, claim.source, claim.scale, ", ".join(claim.suites))
+        what = Text.assemble((claim.id, "bold"), f"  {claim.source}\n{claim.text}")
+        table.add_row(what, claim.scale, ", ".join(claim.suites) or claim.how)
     console.print(table)
     console.print(f"{len(claims.claims)} claims.")
 
 
-_VERDICT_STYLES = {"supported": "green", "contradicted": "red"}
+_VERDICT_STYLES = {"supported": "bold green", "contradicted": "bold red"}
 
 
 def print_verdicts(outcomes: Sequence[Judged]) -> None:
     """Verdicts with their reasons and where the evidence lies; then how many there are of each."""
     table = Table(show_lines=True)
-    for column in ("claim", "verdict", "why", "records"):
-        table.add_column(column, overflow="fold", no_wrap=column == "claim")
+    for column, share in (("claim", 2), ("verdict, and why", 3)):
+        table.add_column(column, overflow="fold", ratio=share)
     for found in outcomes:
         claim, evidence = found.claim, found.evidence
-        verdict = Text(found.verdict, style=_VERDICT_STYLES.get(found.verdict, ""))
-        where = f"{evidence[0]['file']}:{evidence[0]['line']}" if evidence else "none"
-        more = f" and {len(evidence) - 1} more" if len(evidence) > 1 else ""
-        table.add_row(f"{claim.id}\n{claim.source}", verdict, f"{claim.text}\n{found.reason}", where + more)
+        what = Text.assemble((claim.id, "bold"), f"\n{claim.source}\n{claim.text}")
+        why = Text.assemble((found.verdict, _VERDICT_STYLES.get(found.verdict, "bold")), f"\n{found.reason}")
+        if found.run and evidence:
+            more = f" and {len(evidence) - 1} more" if len(evidence) > 1 else ""
+            why.append(f"\n{found.run.name}, line {evidence[0]['line']}{more}", style="dim")
+        table.add_row(what, why)
     console.print(table)
+    for run in dict.fromkeys(found.run for found in outcomes if found.run):
+        console.print(f"{run.name}: {run.file}", soft_wrap=True)
     verdicts = [found.verdict for found in outcomes]
     console.print(", ".join(f"{verdicts.count(verdict)} {verdict}" for verdict in dict.fromkeys(verdicts)) + ".")

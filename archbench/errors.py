@@ -57,6 +57,10 @@ class SandboxError(ArchbenchError):
     """Generated code cannot be run safely here; the message says what is missing and how to get it."""
 
 
+class GateError(ArchbenchError):
+    """The regression gate cannot measure: a version, its history or its baseline is not there."""
+
+
 class MissingExtra(ArchbenchError):
     """An optional package is needed; the message gives the line that installs it."""
 

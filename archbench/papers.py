@@ -14,11 +14,12 @@
         note: where the paper's rule is not clear, or what else to know
 
 Only those with a `match` are held against measurements; the others are there to be cited. Facts only, in our words.
+A file may hold `claims` as well, which `archbench.claims` reads.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -117,6 +118,21 @@ def papers_folder() -> Path:
     return inside if inside.is_dir() else _PACKAGE.parent / "baselines" / "papers"
 
 
+def paper_files(folder: Path | None = None) -> Iterator[tuple[Path, Mapping[str, Any]]]:
+    """Every file of a folder, the shipped one when none is given, with what it holds under its keys.
+
+    Raises:
+        SuiteError: a file is no YAML, lacks a key or has one too many.
+    """
+    folder = papers_folder() if folder is None else folder
+    for path in sorted(folder.glob("*.yaml")):
+        data = read_yaml(path.read_text(encoding="utf-8"), str(path))
+        if not isinstance(data, Mapping) or not {"papers", "figures"} <= set(data) <= {"papers", "figures", "claims"}:
+            found = ", ".join(map(str, data)) if isinstance(data, Mapping) else type(data).__name__
+            raise SuiteError(f"{path}: found {found}; expected the keys papers and figures, perhaps claims")
+        yield path, data
+
+
 def load_papers(folder: Path | None = None) -> Papers:
     """Reads every file of a folder, the shipped one when none is given.
 
@@ -124,15 +140,10 @@ def load_papers(folder: Path | None = None) -> Papers:
         SuiteError: a file cannot be read as written, an id is given twice, or a figure names a paper or figure that
             there is not; one line with file and place.
     """
-    folder = papers_folder() if folder is None else folder
     citations: dict[str, str] = {}
     figures: dict[str, Figure] = {}
     places: dict[str, str] = {}
-    for path in sorted(folder.glob("*.yaml")):
-        data = read_yaml(path.read_text(encoding="utf-8"), str(path))
-        if not isinstance(data, Mapping) or set(data) != {"papers", "figures"}:
-            found = ", ".join(map(str, data)) if isinstance(data, Mapping) else type(data).__name__
-            raise SuiteError(f"{path}: found {found}; expected the keys papers and figures")
+    for path, data in paper_files(folder):
         own = _citations(data["papers"], f"{path}: papers")
         citations |= own
         if not isinstance(data["figures"], list):

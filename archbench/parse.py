@@ -20,7 +20,7 @@ from archbench.errors import SuiteError, suggestion
 T = TypeVar("T")
 
 
-class _Loader(yaml.SafeLoader):
+class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]  # the C one where PyYAML has it
     """The safe loader with YAML 1.2 numbers and booleans."""
 
 

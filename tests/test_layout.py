@@ -9,7 +9,7 @@ import archbench
 PACKAGE = Path(archbench.__file__).parent
 
 LEVELS = {
-    0: "errors stats environment record history parse papers seeds",
+    0: "errors stats environment record history parse papers seeds scaling",
     1: "state sampling model data codec",
     2: "layers segments drafting ops foreign operators flops roofline power generation prompts contract task tasks "
     "haystack examination projection curriculum sandbox",
@@ -24,7 +24,7 @@ LEVEL = {name: level for level, names in LEVELS.items() for name in names.split(
 
 WITHOUT_TORCH = (
     *("errors", "stats", "environment", "record", "history", "parse", "report", "papers", "seeds"),
-    *("series", "tabular", "export", "exports", "tracking"),
+    *("series", "tabular", "export", "exports", "tracking", "claims"),
 )
 
 
@@ -78,11 +78,11 @@ def test_reading_results_never_imports_torch():
 
 
 def test_shared_code_names_no_architecture():
-    """Nothing outside an architecture's file knows its name."""
+    """Nothing outside an architecture's file knows its name; the bench's contests name who competes."""
     names = {path.stem for path in (PACKAGE / "architectures").glob("*.py")} - {"__init__"}
     wrong = []
     for path in FILES:
-        if room(path) == "architectures":
+        if room(path) == "architectures" or path.parent.name == "families":
             continue
         strings = [n.value for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.Constant)]
         wrong += [f"{path.name}: '{value}'" for value in strings if isinstance(value, str) and value in names]

@@ -21,13 +21,18 @@ TICK = max(time.get_clock_info(clock).resolution for clock in ("perf_counter", "
 """Seconds; nothing is measured to take less."""
 
 
+def _nothing() -> None:
+    """No preparation."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Side:
     """One competitor. `call` does `work` units of work (tokens, steps, bytes); it may give back another number of
-    units that it did, and then that one counts."""
+    units that it did, and then that one counts. `prepare` makes the next call ready, outside the clock."""
 
     call: Callable[[], object]
     work: float = 1.0
+    prepare: Callable[[], object] = _nothing
 
 
 @dataclass(kw_only=True)
@@ -73,6 +78,7 @@ def _seconds(side: Side) -> dict[str, float]:
     begin = {clock: read() for clock, read in CLOCKS.items()}
     done = side.call()
     end = {clock: read() for clock, read in CLOCKS.items()}
+    side.prepare()
     work = float(done) if isinstance(done, (int, float)) else side.work
     return {clock: max(end[clock] - begin[clock], TICK) / work for clock in CLOCKS}
 

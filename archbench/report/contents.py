@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from archbench.papers import load_papers
 from archbench.report.bar_figures import brier_components, budget_strip, throughput
 from archbench.report.budget import budget
+from archbench.report.choice import decision_table, panel_data
 from archbench.report.code import code_tables
 from archbench.report.context_figures import STATE_BYTES, TIME_PER_TOKEN, TIME_TO_FIRST_TOKEN, against_context
 from archbench.report.correlation_figure import correlation_figure, correlation_table
@@ -19,10 +20,12 @@ from archbench.report.learning_figures import loss_curves, quality_against_flops
 from archbench.report.others import failures_table, other_table
 from archbench.report.palette import styles
 from archbench.report.paper_costs import design_tables, designs, summary
+from archbench.report.pareto_figure import pareto_figure
 from archbench.report.passkey import passkey_remarks, passkey_tables
 from archbench.report.passkey_figure import passkey_heatmaps
 from archbench.report.provenance import Provenance, provenance
 from archbench.report.quality import budget_table, quality_table
+from archbench.report.scalings import scaling_figure, scaling_tables, scalings
 from archbench.report.skill_figures import skill_figures
 from archbench.report.skills import skill_remarks, skill_tables
 from archbench.report.speculation import speculation_tables
@@ -32,7 +35,7 @@ from archbench.report.verdict import Headline, counted_headline, headline
 
 FIGURES = (
     "budget", "quality", "loss", "time_per_token", "time_to_first_token", "state_bytes", "brier", "throughput",
-    "correlation", "speculation", "skill_length", "skill_state", "passkey",
+    "correlation", "speculation", "skill_length", "skill_state", "passkey", "pareto", "scaling",
 )  # fmt: skip
 """Names of all figures a report can have."""
 
@@ -55,14 +58,18 @@ class Contents:
     omitted: tuple[str, ...]
     correlation: Table | None = None
     skills: tuple[Table, ...] = ()
+    scaling: tuple[Table, ...] = ()
+    decision: Table | None = None
+    panel: dict[str, object] | None = None
+    claims: Table | None = None
 
     @property
     def drawings(self) -> list[Drawing]:
         return [*([self.budget_figure] if self.budget_figure else []), *self.figures]
 
 
-def contents(evidence: Evidence) -> Contents:
-    """Builds everything; call it in `drawing.house_style()`."""
+def contents(evidence: Evidence, claims: Table | None = None) -> Contents:
+    """Builds everything but `claims`, which are of the results file; call it in `drawing.house_style()`."""
     counted = designs(evidence)
     tables = tuple(design_tables(evidence, load_papers()))
     trained = Evidence([record for record in evidence.records if evidence.row_of(record) not in counted])
@@ -79,11 +86,12 @@ def contents(evidence: Evidence) -> Contents:
             failures=failures_table(evidence, tables),
             provenance=provenance(evidence),
             omitted=(),
+            claims=claims,
         )
-    return _of_trained(trained, evidence, tables)
+    return _of_trained(trained, evidence, tables, claims)
 
 
-def _of_trained(evidence: Evidence, everything: Evidence, designs: tuple[Table, ...]) -> Contents:
+def _of_trained(evidence: Evidence, everything: Evidence, designs: tuple[Table, ...], claims: Table | None) -> Contents:
     looks = styles(evidence.rows)
     several = len(evidence.arenas) > 1
     matches = [
@@ -91,7 +99,13 @@ def _of_trained(evidence: Evidence, everything: Evidence, designs: tuple[Table, 
         for (size, corpus), rows in evidence.arenas.items()
     ]
     strip = budget_strip(matches, looks)
-    found: list[Drawing | Omitted] = [quality_against_flops(evidence, looks), loss_curves(evidence, looks)]
+    laws = scalings(evidence)
+    found: list[Drawing | Omitted] = [
+        pareto_figure(evidence, looks),
+        quality_against_flops(evidence, looks),
+        *scaling_figure(evidence, looks, laws),
+        loss_curves(evidence, looks),
+    ]
     remarks: list[str] = []
     for what in (TIME_PER_TOKEN, TIME_TO_FIRST_TOKEN, STATE_BYTES):
         figure, sentences = against_context(evidence, looks, what)
@@ -125,4 +139,8 @@ def _of_trained(evidence: Evidence, everything: Evidence, designs: tuple[Table, 
         omitted=(*(f"{f.title}: {f.reason}." for f in (strip, *found) if isinstance(f, Omitted)), *without),
         correlation=correlation_table(evidence),
         skills=tuple(skills),
+        claims=claims,
+        scaling=tuple(scaling_tables(evidence, laws)),
+        decision=decision_table(evidence),
+        panel=panel_data(evidence),
     )

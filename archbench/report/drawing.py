@@ -18,6 +18,7 @@ import pandas as pd
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
@@ -133,9 +134,15 @@ def _legend_columns(names: Sequence[str], width: float) -> int:
 def save(drawing: Drawing, folder: Path) -> list[Path]:
     """NAME.png, NAME.svg and NAME.csv."""
     paths = [folder / f"{drawing.name}.{ending}" for ending in ("png", "svg", "csv")]
-    drawing.figure.savefig(paths[0], dpi=_DPI, metadata={"Software": None})
-    drawing.figure.set_layout_engine("none")  # positions stay as the first drawing left them
-    drawing.figure.savefig(paths[1], metadata={"Date": None, "Creator": None})
+    figure = drawing.figure
+    figure.set_dpi(_DPI)
+    layout = figure.get_layout_engine()
+    if layout is not None:  # once, for both files
+        layout.execute(figure)
+        figure.set_layout_engine("none")
+    # Not `savefig`, which draws everything twice.
+    FigureCanvasAgg(figure).print_png(paths[0], metadata={"Software": None})
+    FigureCanvasSVG(figure).print_svg(paths[1], metadata={"Date": None, "Creator": None})
     drawing.data.to_csv(paths[2], index=False)
     return paths
 

@@ -118,7 +118,7 @@ class Evidence:
 
     def config(self, row: Row) -> dict[str, Any]:
         """The resolved config of a row's first cell."""
-        return next(record.config for record in self.records if self.row_of(record) == row)
+        return self._of_row[row][0].config
 
     def start_of(self, row: Row) -> str:
         """The checkpoint whose weights a row's training went on from; "" where it had first weights."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -29,10 +30,16 @@ def page(report: Contents, svgs: dict[str, str]) -> str:
     alt = {drawing.name: drawing.alt for drawing in report.drawings}
     return environment.get_template("page.html.j2").render(
         report=report,
+        panel=None if report.panel is None else _embedded(report.panel),
         plots={name: inline_svg(svg, name, alt[name]) for name, svg in svgs.items()},
         style=Markup((_HERE / "style.css").read_text(encoding="utf-8")),
         script=Markup((_HERE / "script.js").read_text(encoding="utf-8")),
     )
+
+
+def _embedded(data: dict[str, object]) -> Markup:
+    """Data for a script element, in which only `</` and `<!--` could end it."""
+    return Markup(json.dumps(data, allow_nan=False).replace("<", "\\u003c"))
 
 
 def inline_svg(svg: str, name: str, alt: str) -> Markup:

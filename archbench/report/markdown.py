@@ -31,11 +31,16 @@ def _lines(report: Contents) -> Iterator[str]:
     for remark in head.remarks:
         yield f"- {escape(remark)}"
     yield ""
+    if report.decision:
+        yield "## Decision"
+        yield from table_lines(report.decision)
     if report.quality:
         yield "## Quality"
         yield from table_lines(report.quality)
     if report.correlation:
         yield from table_lines(report.correlation)
+    for law in report.scaling:
+        yield from table_lines(law)
     for skill in report.skills:
         yield from table_lines(skill)
     if report.budget_figure or report.budgets:
@@ -58,6 +63,9 @@ def _lines(report: Contents) -> Iterator[str]:
         yield "## Costs at the papers' sizes"
     for design in report.designs:
         yield from table_lines(design)
+    if report.claims:
+        yield "## Claims of papers"
+        yield from table_lines(report.claims)
     if report.others:
         yield "## Other quantities"
         yield from table_lines(report.others)
@@ -96,10 +104,13 @@ def table_lines(table: Table) -> Iterator[str]:
 def _cell(cell: TableCell) -> str:
     shown = f"*{escape(cell.text)}*" if cell.reason else escape(cell.text)
     flag = " ⚠" if cell.flagged else ""
-    return shown + flag + "".join(f" {_aside(extra)}" for extra in (cell.detail, cell.more) if extra)
+    more = f"[{escape(cell.more)}]({cell.href})" if cell.more and cell.href else _aside(cell.more)
+    return shown + flag + "".join(f" {extra}" for extra in (_aside(cell.detail), more) if extra)
 
 
 def _aside(text: str) -> str:
+    if not text:
+        return ""
     return escape(text) if text.startswith("[") else f"({escape(text)})"
 
 

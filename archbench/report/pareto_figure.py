@@ -67,7 +67,7 @@ def pareto_figure(evidence: Evidence, styles: Mapping[Row, Style]) -> Drawing | 
         f"by {name} {', '.join(row.name for row in front({r: (known(c), known(b)) for r, (c, b) in drawn.items()}))}"
         for name, drawn in panels.items()
     )
-    sure = sorted({line["row"] for line in lines if not line["surely_beaten"]})
+    sure = sorted({row.name for drawn in panels.values() for row in drawn if not beaten(drawn, row)})
     return Drawing(
         name=NAME,
         title=TITLE,

@@ -14,8 +14,8 @@ SAME_REASON = "same reason"
 
 @dataclass(frozen=True, kw_only=True)
 class TableCell:
-    """`text` is what is read, `detail` its interval or remark, `more` a second remark; `sort` orders it in a sortable
-    table.
+    """`text` is what is read, `detail` its interval or remark, `more` a second remark, which leads to `href` if that is
+    set; `sort` orders it in a sortable table.
 
     `reason` is set where a number is missing, in full, with `status` saying of what kind. `flagged` marks a value that
     breaks a rule.
@@ -28,6 +28,7 @@ class TableCell:
     reason: str = ""
     status: str = "ok"
     flagged: bool = False
+    href: str = ""
 
     def __post_init__(self) -> None:
         assert self.text.strip(), "a table cell must say something"

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from archbench.record import newest, read
+from archbench.report.claims import claims_table
 from archbench.report.contents import FIGURES, contents
 from archbench.report.drawing import house_style, save
 from archbench.report.evidence import Evidence
@@ -39,7 +40,7 @@ def write_report(path: Path, out: Path | None = None) -> ReportFiles:
         for ending in ("png", "svg", "csv"):
             (plots / f"{name}.{ending}").unlink(missing_ok=True)
     with house_style():
-        report = contents(Evidence(records))
+        report = contents(Evidence(records), claims_table(Path(path), folder))
         written = [file for drawing in report.drawings for file in save(drawing, plots)]
     markdown, html = folder / "report.md", folder / "report.html"
     markdown.write_text(document(report), encoding="utf-8")
