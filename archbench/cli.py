@@ -199,7 +199,7 @@ def choose(
     ms_per_token: Annotated[float | None, typer.Option(metavar="MS", help="Most milliseconds per token.")] = None,
     train_bytes: Annotated[float | None, typer.Option(metavar="BYTES", help="Most bytes of training text.")] = None,
 ) -> None:
-    """Say which architecture of a run to choose for a need, which cannot be told from it, and why the others are out."""
+    """Say which architecture of a run to choose for a need, what cannot be told from it, and why others are out."""
     from archbench import display
     from archbench.record import read
     from archbench.report.choice import Need, decide

@@ -128,12 +128,14 @@ class Drafted(Speculative):
         """Raises UnsupportedError for more than one row: each would have other bytes unread."""
         if batch_size != 1:
             raise UnsupportedError(f"drafting: {batch_size} texts at once; it writes one at a time")
-        return DraftedState(self.verifier.initial_state(1), self.drafter.initial_state(1), self._ids(b""), Tally())
+        verifier = self.verifier.initial_state(1)
+        return DraftedState(verifier, self.drafter.initial_state(1), _ids(b"", verifier.pending), Tally())
 
     def prefill(self, tokens: Int[Tensor, "1 t"], state: DraftedState) -> DraftedState:
         """Reads bytes. Gives up `state`."""
         drafter, unread = self._read(_bytes(state.unread) + _bytes(tokens), state.drafter)
-        return DraftedState(self.verifier.prefill(tokens, state.verifier), drafter, self._ids(unread), state.tally)
+        verifier = self.verifier.prefill(tokens, state.verifier)
+        return DraftedState(verifier, drafter, _ids(unread, state.unread), state.tally)
 
     def decode_step(self, state: DraftedState, sampling: Sampling, generator: Generator | None) -> Emission:
         """One round. Gives up `state`. Raises UnsupportedError unless `sampling` is greedy."""
@@ -145,13 +147,13 @@ class Drafted(Speculative):
         tally = state.tally._replace(rounds=state.tally.rounds + 1, drafted=state.tally.drafted + len(draft))
         verifier, written, n_accepted = state.verifier, b"", 0
         if draft:
-            tokens = self._ids(draft)
+            tokens = _ids(draft, state.unread)
             log_probs, after = self.verifier.score(tokens, copy_state(verifier))
             n_accepted = accepted(log_probs[0], tokens[0], self.rank)
             if n_accepted == len(draft):
                 return self._emission(draft, n_accepted, 1, tally, after, ahead, b"")
             written = draft[:n_accepted] + bytes([int(log_probs[0, n_accepted].argmax())])
-            verifier = self.verifier.prefill(self._ids(written), verifier)
+            verifier = self.verifier.prefill(_ids(written, state.unread), verifier)
         passes = 2 if draft else 0
         # At least one byte of the verifier's own; then on to a boundary.
         while len(written) == n_accepted or (
@@ -178,16 +180,16 @@ class Drafted(Speculative):
             accepted=tally.accepted + n_accepted,
             written=tally.written + len(written),
         )
-        tokens = self._ids(written)
+        tokens = _ids(written, verifier.pending)
         counts = torch.tensor([len(written)], device=tokens.device)
-        return Emission(tokens, counts, DraftedState(verifier, drafter, self._ids(unread), tally))
+        return Emission(tokens, counts, DraftedState(verifier, drafter, _ids(unread, tokens), tally))
 
     def _draft(self, owed: bytes, state: AutoregressiveState) -> tuple[bytes, AutoregressiveState]:
         """The drafter's next subwords as bytes, those `owed` (unread) left out, and its state after them."""
         draft, n_drafted = b"", 0
         while owed or n_drafted < self.n_subwords:
-            hidden, layers = self.drafter.hidden(state.pending[:, None], state.layers)
-            logits = self.drafter.logits(hidden[0, -1])[: len(self._pieces)]
+            predicted, layers = self.drafter.predict(state.pending[:, None], state.layers)
+            logits = predicted[0, -1, : len(self._pieces)]
             if owed:
                 agreeing = self._agreeing(owed)
                 if not agreeing:
@@ -218,11 +220,8 @@ class Drafted(Speculative):
                 ids.append(self.drafter.boundary)
             if document:  # what is no UTF-8 is read as U+FFFD: a draft may be wrong, the text cannot
                 ids.extend(self.codec.encode(document.decode(errors="replace").encode()).tolist())
-        tokens = torch.tensor([ids], dtype=torch.long, device=self.drafter.device)
+        tokens = torch.tensor([ids], dtype=torch.long, device=state.pending.device)
         return self.drafter.prefill(tokens, state), text[end:]
-
-    def _ids(self, text: bytes) -> Int[Tensor, "1 t"]:
-        return torch.tensor([list(text)], dtype=torch.long, device=self.verifier.device)
 
 
 def accepted(log_probs: Float[Tensor, "k v"], tokens: Int[Tensor, " k"], rank: int) -> int:
@@ -232,6 +231,11 @@ def accepted(log_probs: Float[Tensor, "k v"], tokens: Int[Tensor, " k"], rank: i
     lower = torch.arange(log_probs.shape[1], device=tokens.device) < tokens[:, None]
     n_before = ((log_probs > own) | ((log_probs == own) & lower)).sum(1)
     return int((n_before < rank).long().cumprod(0).sum())
+
+
+def _ids(text: bytes, beside: Tensor) -> Int[Tensor, "1 t"]:
+    """The bytes as tokens on the device of another tensor."""
+    return torch.tensor([list(text)], dtype=torch.long, device=beside.device)
 
 
 def _bytes(tokens: Int[Tensor, "1 t"]) -> bytes:

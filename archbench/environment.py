@@ -12,6 +12,9 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+_TELLING = ("vendor_id", "cpu family", "model\t", "flags", "Features", "CPU implementer", "CPU part")
+"""Lines of /proc/cpuinfo, of x86 and Arm, that decide which kernels a library takes."""
+_KERNEL_VARIABLES = ("ATEN_CPU_CAPABILITY", "MKL_CBWR", "MKL_ENABLE_INSTRUCTIONS", "ONEDNN_MAX_CPU_ISA")
 PACKAGES = ("archbench", "torch", "numpy", "tokenizers", "safetensors", "mamba-ssm", "causal-conv1d", "flash-attn")
 
 
@@ -28,6 +31,7 @@ def _fixed() -> dict[str, Any]:
         "machine": platform.machine(),
         "system": f"{platform.system()} {platform.release()}",
         "cpu": cpu_model(),
+        "cpu_class": cpu_class(),
         "cores": usable_cores(),
         "memory_bytes": psutil.virtual_memory().total,
         "python": platform.python_version(),
@@ -54,6 +58,20 @@ def cpu_model() -> str:
     except OSError:
         pass
     return platform.processor() or platform.machine()
+
+
+def cpu_class() -> str | None:
+    """Names processors on which the same program gives the same bits: libraries choose their kernels by instruction
+    sets and cache sizes, and by a few variables. None where the system does not tell them."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().split("\n\n")[0].splitlines()
+        caches = sorted(Path("/sys/devices/system/cpu/cpu0/cache").glob("index[0-9]*/size"))
+        sizes = [cache.read_text().strip() for cache in caches]
+    except OSError:
+        return None
+    told = [line.replace("\t", "") for line in lines if line.startswith(_TELLING)]
+    chosen = [f"{name}={os.environ[name]}" for name in _KERNEL_VARIABLES if name in os.environ]
+    return hashlib.sha256("\n".join([platform.machine(), *told, *sizes, *chosen]).encode()).hexdigest()[:12]
 
 
 def installed_version(name: str) -> str | None:

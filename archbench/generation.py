@@ -63,11 +63,31 @@ def continue_from(
     generator: Generator | None = None,
 ) -> Int[Tensor, "b n_new"]:
     """The `n_new` tokens that follow each of the `batch_size` rows of `state`. Gives up `state`."""
-    rows = torch.arange(batch_size, device=model.device)
+    steps, n = [torch.full((batch_size, 0), BOUNDARY, dtype=torch.long, device=model.device)], 0
+    while n < n_new:
+        emission = model.decode_step(state, sampling, generator)
+        tokens, counts, state = emission
+        width = tokens.shape[1]
+        if width > 1:  # rows may have written different numbers of tokens
+            if batch_size > 1:
+                steps.append(_apart(model, emission, n_new - n, sampling, generator))
+                break
+            width = int(counts)
+            tokens = tokens[:, :width]
+        steps.append(tokens)
+        n += width
+    return torch.cat(steps, dim=1)[:, :n_new]
+
+
+def _apart(
+    model: Writer, emission: Emission, n_new: int, sampling: Sampling, generator: Generator | None
+) -> Int[Tensor, "b n_new"]:
+    """The `n_new` tokens of each row from a first step on, where rows need not keep in step."""
+    tokens, counts, state = emission
+    rows = torch.arange(len(tokens), device=tokens.device)
     written = torch.zeros_like(rows)
-    out = torch.full((len(rows), n_new), BOUNDARY, dtype=torch.long, device=model.device)
-    while n_new > 0:
-        tokens, counts, state = model.decode_step(state, sampling, generator)
+    out = torch.full((len(rows), n_new), BOUNDARY, dtype=torch.long, device=tokens.device)
+    while True:
         offset = torch.arange(tokens.shape[1], device=out.device)
         place = written[rows, None] + offset
         row, column = ((offset < counts[:, None]) & (place < n_new)).nonzero(as_tuple=True)
@@ -75,10 +95,10 @@ def continue_from(
         written[rows] += counts
         going = written[rows] < n_new
         if not going.any():
-            break
+            return out
         if not going.all():  # a row that is done must not run into the context limit while others catch up
             rows, state = rows[going], select_rows(state, going.nonzero().squeeze(1))
-    return out
+        tokens, counts, state = model.decode_step(state, sampling, generator)
 
 
 def aligned(tokens: Int[Tensor, "b t"], stride: int) -> Int[Tensor, "b T"]:

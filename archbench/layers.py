@@ -7,7 +7,8 @@ width. FLOP formulas give floating-point operations (multiply-add = 2) for n pos
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from functools import lru_cache
 from typing import Generic, NamedTuple, TypeVar
 
 import torch
@@ -156,9 +157,24 @@ class KVCache(NamedTuple):
             length,
         )
 
+    def with_room(self, n: int) -> KVCache:
+        """The same cache with capacity for n positions in all, and its numbers one after the other in memory: what a
+        kernel that writes into it asks for. Not for caches with gradients."""
+        if self.keys.shape[2] >= n and self.keys.is_contiguous() and self.values.is_contiguous():
+            return self
+        room = n - self.length + (max(64, n // 8) if self.length else 0)
+        new = self.keys.new_zeros(*self.keys.shape[:2], room, self.keys.shape[3])
+        keys, values = self.valid()
+        return KVCache(torch.cat([keys, new], dim=2), torch.cat([values, new], dim=2), self.length)
+
     def valid(self) -> tuple[Float[Tensor, "b g s e"], Float[Tensor, "b g s e"]]:
         """Views of the keys and values that count."""
         return self.keys[:, :, : self.length], self.values[:, :, : self.length]
+
+
+def filled(caches: Iterable[KVCache], n: int) -> tuple[KVCache, ...]:
+    """Caches that were written to up to position n."""
+    return tuple([KVCache(keys, values, n) for keys, values, _ in caches])
 
 
 def _grown(old: Tensor, new: Tensor, slack: int) -> Tensor:
@@ -173,14 +189,34 @@ def empty_cache(
     return KVCache(nothing, nothing.clone(), 0)
 
 
+ANGLES_AT_ONCE = 1024
+"""Rotary angles are made and kept for this many positions at a time."""
+
+
 def rotary_angles(
     start: int, n: int, head_dim: int, theta: float, device: torch.device
 ) -> tuple[Float[Tensor, "t e"], Float[Tensor, "t e"]]:
     """Cosines and sines of positions start .. start + n - 1, each angle twice (half-split pairs i and i + e/2).
 
-    Angles are formed in fp64 on CPU and GPU: at position 10^6 an fp32 product is off by 0.06 rad.
+    Angles are formed in fp64 on CPU and GPU: at position 10^6 an fp32 product is off by 0.06 rad. The last few tables
+    made are kept, so that decoding token by token computes none.
     Source: Su et al. 2021, eq. 15; pairing as in the Hugging Face Llama.
     """
+    first = start // ANGLES_AT_ONCE * ANGLES_AT_ONCE
+    if start + n > first + ANGLES_AT_ONCE:
+        return _angles(start, n, head_dim, theta, device)
+    cos, sin = _kept_angles(first, head_dim, theta, device)
+    here = slice(start - first, start - first + n)
+    return cos[here], sin[here]
+
+
+@lru_cache(maxsize=16)
+def _kept_angles(first: int, head_dim: int, theta: float, device: torch.device) -> tuple[Tensor, Tensor]:
+    with torch.inference_mode(False):  # these tables may take part in training later
+        return _angles(first, ANGLES_AT_ONCE, head_dim, theta, device)
+
+
+def _angles(start: int, n: int, head_dim: int, theta: float, device: torch.device) -> tuple[Tensor, Tensor]:
     wide = torch.float32 if device.type == "mps" else torch.float64
     frequency = theta ** (-torch.arange(0, head_dim, 2, device=device, dtype=wide) / head_dim)
     angles = torch.arange(start, start + n, device=device, dtype=wide)[:, None] * frequency
@@ -194,7 +230,7 @@ def rotate(
     """Rotary position embedding of queries or keys."""
     cos, sin = angles
     first, second = x.chunk(2, dim=-1)
-    return (x * cos + torch.cat([-second, first], dim=-1) * sin).to(x.dtype)
+    return torch.addcmul(x * cos, torch.cat([-second, first], dim=-1), sin).to(x.dtype)
 
 
 def residual_std(d_in: int, n_branches: int) -> float:

@@ -255,6 +255,19 @@ class AutoregressiveModel(SequenceModel, Likelihood):
     def logits(self, hidden: Float[Tensor, "*n d"]) -> Float[Tensor, "*n v"]:
         """Unnormalised log-probabilities of the token that follows each position."""
 
+    def predict(self, tokens: Int[Tensor, "b t"], layers: State) -> tuple[Float[Tensor, "b t v"], State]:
+        """Reads tokens, t >= 1, and returns the logits of the token that follows each. Gives up `layers`. A model with
+        a quicker way for few tokens has it here."""
+        hidden, layers = self.hidden(tokens, layers)
+        return self.logits(hidden), layers
+
+    def write(
+        self, pending: Int[Tensor, " b"], layers: State, sampling: Sampling, generator: Generator | None
+    ) -> tuple[Int[Tensor, " b"], State]:
+        """Reads the pending token of each row and draws the next one. Gives up `layers`."""
+        logits, layers = self.predict(pending[:, None], layers)
+        return draw(logits[:, -1], sampling, generator), layers
+
     def initial_state(self, batch_size: int) -> AutoregressiveState:
         pending = torch.full((batch_size,), self.boundary, dtype=torch.long, device=self.device)
         return AutoregressiveState(pending, self.initial_layers(batch_size))
@@ -272,14 +285,12 @@ class AutoregressiveModel(SequenceModel, Likelihood):
         if not tokens.shape[1]:
             return torch.zeros(*tokens.shape, self.vocab_size, device=tokens.device), state
         inputs = torch.cat([state.pending[:, None], tokens[:, :-1]], dim=1)
-        hidden, layers = self.hidden(inputs, state.layers)
-        log_probs = self.logits(hidden).float().log_softmax(dim=-1)
-        return log_probs, AutoregressiveState(tokens[:, -1].clone(), layers)
+        logits, layers = self.predict(inputs, state.layers)
+        return logits.float().log_softmax(dim=-1), AutoregressiveState(tokens[:, -1].clone(), layers)
 
     def decode_step(self, state: AutoregressiveState, sampling: Sampling, generator: Generator | None) -> Emission:
-        hidden, layers = self.hidden(state.pending[:, None], state.layers)
-        token = draw(self.logits(hidden[:, -1]), sampling, generator)
-        return Emission(token[:, None], torch.ones_like(token), AutoregressiveState(token, layers))
+        token, layers = self.write(state.pending, state.layers, sampling, generator)
+        return Emission(token.view(-1, 1), torch.ones_like(token), AutoregressiveState(token, layers))
 
     def lasting(self, state: AutoregressiveState) -> State:
         return state.layers

@@ -75,6 +75,17 @@ def _fused_attention_backward(arguments: Mapping[str, Any], out: Any, causal: fl
     return 2 * _fused_attention(arguments, out, causal)
 
 
+def _blockwise_attention(arguments: Mapping[str, Any], _out: Any, causal: float) -> float:
+    q, k, v = (arguments[name] for name in "qkv")
+    return attention_flops(q, k, v, square=False, masked=True, causal=causal)
+
+
+def _blockwise_attention_backward(arguments: Mapping[str, Any], out: Any, causal: float) -> float:
+    # Forward is two products; backward one for each of dV, dP (needed by dQ and dK), dQ and dK.
+    q, k, v = arguments["wanted"]
+    return _blockwise_attention(arguments, out, causal) / 2 * (q + k + v + (q or k))
+
+
 _FUSED = (
     "_scaled_dot_product_flash_attention",
     "_scaled_dot_product_flash_attention_for_cpu",
@@ -95,6 +106,8 @@ FORMULAS: dict[str, Formula] = {
     "aten::addr": _outer,
     "aten::convolution": _convolution,
     "aten::convolution_backward": _convolution_backward,
+    "archbench::blockwise_attention": _blockwise_attention,
+    "archbench::blockwise_attention_backward": _blockwise_attention_backward,
     **{f"aten::{name}": _fused_attention for name in _FUSED},
     **{f"aten::{name}_backward": _fused_attention_backward for name in _FUSED},
 }
@@ -149,8 +162,9 @@ _FREE_BY_KIND = {
     "indexing": (
         "embedding embedding_dense_backward embedding_renorm index index_put _unsafe_index _unsafe_index_put "
         "_index_put_impl index_select index_add index_copy index_fill index_reduce gather scatter scatter_add "
-        "scatter_reduce take put masked_select masked_scatter masked_scatter_backward nonzero nonzero_static bincount "
-        "_unique2 unique_consecutive unique_dim sort topk kthvalue searchsorted bucketize isin histc"
+        "scatter_reduce take put masked_fill masked_select masked_scatter masked_scatter_backward nonzero "
+        "nonzero_static bincount _unique2 unique_consecutive unique_dim sort topk kthvalue searchsorted bucketize isin "
+        "histc"
     ),
     "reductions and prefix sums": (
         "sum nansum mean prod amax amin aminmax max min argmax argmin any all var var_mean std std_mean logsumexp "

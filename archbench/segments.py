@@ -15,7 +15,7 @@ heads, g key-value heads, e head width, v vocabulary.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar, NamedTuple
 
@@ -27,6 +27,9 @@ from archbench.errors import ConfigError
 from archbench.layers import Embedding, Frontend, Linear, RMSNorm, Stack, SwiGLU, residual_std, rotary_angles, rotate
 from archbench.model import AutoregressiveModel, AutoregressiveState
 from archbench.ops.attention import causal_attention, causal_attention_flops
+from archbench.ops.backbone_lean import LONGEST, Attend, BackboneWeights, LeanBackbone
+from archbench.ops.decode_ladder import Ladder
+from archbench.ops.decode_weights import BlockWeights
 from archbench.state import State
 
 
@@ -192,10 +195,20 @@ class SegmentAttention(nn.Module, ABC):
         """The layer's state before anything was read: a NamedTuple with `filled`, the tokens in the open segment."""
 
     @abstractmethod
+    def mix(
+        self, rows: Float[Tensor, "r m n e"], state: Any, angles: Angles | None
+    ) -> tuple[Float[Tensor, "r h n e"], Any]:
+        """What the tokens of one stretch gather, from their queries, keys and values. Gives up `state`."""
+
     def forward(
         self, x: Float[Tensor, "b t d"], state: Any, angles: Angles | None
     ) -> tuple[Float[Tensor, "b t d"], Any]:
         """Any number of tokens, from any point of a segment. Gives up `state`."""
+        mixed = []
+        for stretch in self.stretches(x, state.filled):
+            rows, state = self.mix(self.rows(stretch), state, angles)
+            mixed.append(rows)
+        return self.out(self.joined(mixed, x.shape[0])), state
 
     @abstractmethod
     def flops(self, n: int, context: int, causal: float) -> float:
@@ -212,38 +225,43 @@ class SegmentAttention(nn.Module, ABC):
             batch_size, self.n_kv_heads, self.segment, self.head_dim, device=weight.device, dtype=weight.dtype
         )
 
-    def stretches(self, x: Float[Tensor, "b t d"], filled: int) -> list[Float[Tensor, "b n m e"]]:
+    def stretches(self, x: Float[Tensor, "b t d"], filled: int) -> Sequence[Float[Tensor, "b _ m e"]]:
         """The projected heads of x, cut into stretches; the m heads are those of queries, keys and values."""
         b, t, _ = x.shape
         heads = self.qkv(x).view(b, t, -1, self.head_dim)
-        return list(heads.split(stretches(t, filled, self.segment), dim=1))
+        lengths = stretches(t, filled, self.segment)
+        return (heads,) if len(lengths) == 1 else heads.split(lengths, dim=1)
 
-    def rows(
-        self, stretch: Float[Tensor, "b n m e"]
-    ) -> tuple[Float[Tensor, "r h _ e"], Float[Tensor, "r g _ e"], Float[Tensor, "r g _ e"]]:
-        """Queries, keys and values of a stretch, with its whole segments as rows: those of text 0, of text 1, ..."""
+    def rows(self, stretch: Float[Tensor, "b n m e"]) -> Float[Tensor, "r m _ e"]:
+        """The heads of a stretch, with its whole segments as rows: those of text 0, of text 1, ..."""
         n, heads = min(stretch.shape[1], self.segment), stretch.shape[2]
-        rows = stretch.reshape(-1, n, heads, self.head_dim).transpose(1, 2)
-        q, k, v = rows.split([self.n_heads, self.n_kv_heads, self.n_kv_heads], dim=1)
+        if n < stretch.shape[1]:
+            stretch = stretch.reshape(-1, n, heads, self.head_dim)
+        return stretch.transpose(1, 2)
+
+    def parts(
+        self, rows: Float[Tensor, "r m n e"]
+    ) -> tuple[Float[Tensor, "r h n e"], Float[Tensor, "r g n e"], Float[Tensor, "r g n e"]]:
+        """Queries, keys and values."""
+        q, k, v = rows.split((self.n_heads, self.n_kv_heads, self.n_kv_heads), dim=1)
         return q, k, v
 
-    def joined(self, rows: Float[Tensor, "r h n e"], batch_size: int) -> Float[Tensor, "b t d"]:
-        """The inverse of `rows` for what attention returns, heads side by side."""
-        return rows.transpose(1, 2).reshape(batch_size, -1, self.n_heads * self.head_dim)
+    def joined(self, rows: Sequence[Float[Tensor, "_ h _ e"]], batch_size: int) -> Float[Tensor, "b t d"]:
+        """What attention returned for the stretches, as texts, heads side by side."""
+        width = self.n_heads * self.head_dim
+        mixed = [stretch.transpose(1, 2).reshape(batch_size, -1, width) for stretch in rows]
+        return mixed[0] if len(mixed) == 1 else torch.cat(mixed, dim=1)
 
     def attend(
-        self,
-        q: Float[Tensor, "r h n e"],
-        k: Float[Tensor, "r g n e"],
-        v: Float[Tensor, "r g n e"],
-        cache: SegmentCache,
-        angles: Angles | None,
+        self, rows: Float[Tensor, "r m n e"], cache: SegmentCache, angles: Angles | None
     ) -> tuple[Float[Tensor, "r h n e"], SegmentCache]:
         """Causal attention inside segments of one stretch. A segment that became full leaves the buffer cleared."""
-        start, n = cache.filled, q.shape[2]
+        start, n, turned = cache.filled, rows.shape[2], self.n_heads + self.n_kv_heads
         if angles is not None:
-            here = angles.at(start, n)
-            q, k = rotate(q, here), rotate(k, here)
+            q, k = rotate(rows[:, :turned], angles.at(start, n)).split((self.n_heads, self.n_kv_heads), dim=1)
+            v = rows[:, turned:]
+        else:
+            q, k, v = self.parts(rows)
         if start == 0 and n == self.segment:
             return causal_attention(q, k, v), cache
         cache = cache.append(k, v)
@@ -262,6 +280,13 @@ class SegmentAttention(nn.Module, ABC):
             total += rows * causal_attention_flops(length, filled, self.n_heads, self.head_dim, causal)
             filled = 0
         return total
+
+
+def blended(
+    local: Float[Tensor, "r h n e"], recalled: Float[Tensor, "r h n e"], g: Float[Tensor, "*r h 1 1"]
+) -> Float[Tensor, "r h n e"]:
+    """(1 - g) local + g recalled, computed in the type of `recalled`, in the type of `local`."""
+    return torch.lerp(local.to(recalled.dtype), recalled, g.to(recalled.dtype)).to(local.dtype)
 
 
 class SegmentBlock(nn.Module):
@@ -284,6 +309,17 @@ class SegmentBlock(nn.Module):
 
     def flops(self, n: int, context: int, causal: float) -> float:
         return self.attention.flops(n, context, causal) + self.ffn.flops(n)
+
+    def weights(self) -> BlockWeights:
+        """What a decode step needs of the block."""
+        return BlockWeights(
+            norm_attention=self.norm_attention.weight,
+            qkv=self.attention.qkv.weight,
+            out=self.attention.out.weight,
+            norm_ffn=self.norm_ffn.weight,
+            gate_up=self.ffn.gate_up.weight,
+            down=self.ffn.down.weight,
+        )
 
 
 class SegmentModel(AutoregressiveModel):
@@ -315,6 +351,7 @@ class SegmentModel(AutoregressiveModel):
         if config.tie_embeddings:
             self.unembedding.weight = self.embedding.weight
         self.frontend = Frontend(config.d_model, config.frontend_conv, generator)
+        self.ladder: Ladder[BackboneWeights, LeanBackbone] = Ladder({"lean": LeanBackbone}, LONGEST)
 
     def initial_layers(self, batch_size: int) -> tuple[Any, ...]:
         states = (block.attention.initial_state(batch_size) for block in self.blocks)
@@ -325,11 +362,51 @@ class SegmentModel(AutoregressiveModel):
     ) -> tuple[Float[Tensor, "b t d"], tuple[Any, ...]]:
         x, window = self.frontend(self.embedding(tokens), layers[len(self.blocks) :])
         angles = self.angles(tokens.shape[1], layers[0].filled, x.device)
+        backbone = self._backbone(tokens.shape[1])
+        if backbone is not None:
+            states, attend = self._attending(layers, angles)
+            return backbone.hidden(x, attend), (*states, *window)
         states = []
         for block, state in zip(self.blocks, layers, strict=False):
             x, state = block(x, state, angles)
             states.append(state)
         return self.norm(x), (*states, *window)
+
+    def predict(
+        self, tokens: Int[Tensor, "b t"], layers: tuple[Any, ...]
+    ) -> tuple[Float[Tensor, "b t v"], tuple[Any, ...]]:
+        backbone = self._backbone(tokens.shape[1])
+        if backbone is None:
+            return super().predict(tokens, layers)
+        x, window = self.frontend(self.embedding(tokens), layers[len(self.blocks) :])
+        states, attend = self._attending(layers, self.angles(1, layers[0].filled, x.device))
+        return backbone.logits(x, attend), (*states, *window)
+
+    def _attending(self, layers: tuple[Any, ...], angles: Angles | None) -> tuple[list[Any], Attend]:
+        """What one token gathers in each layer, and a list that the layers' states go into."""
+        states: list[Any] = []
+        attentions = [block.attention for block in self.blocks]
+
+        def attend(layer: int, heads: Float[Tensor, "b w"]) -> Float[Tensor, "b m"]:
+            attention = attentions[layer]
+            rows, state = attention.mix(heads.view(len(heads), -1, 1, attention.head_dim), layers[layer], angles)
+            states.append(state)
+            return rows.reshape(len(heads), -1)
+
+        return states, attend
+
+    def _backbone(self, n: int) -> LeanBackbone | None:
+        """What reads n new tokens of every row quicker than the modules do, if anything."""
+        return self.ladder.serving(self, n, self._weights)
+
+    def _weights(self) -> BackboneWeights:
+        return BackboneWeights(
+            embedding=self.embedding.weight,
+            blocks=[block.weights() for block in self.blocks],
+            norm=self.norm.weight,
+            unembedding=self.unembedding.weight,
+            eps=self.config.norm_eps,
+        )
 
     def angles(self, n: int, filled: int, device: torch.device) -> Angles | None:
         """What rotates the queries and keys of n new tokens, if the model has positions."""

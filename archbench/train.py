@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from archbench.cell import Precision, Training
@@ -138,7 +139,7 @@ class _Trainer:
         for index in range(self.phase_index, len(self.phases)):
             self.phase_index = index
             phase = self.phases[index]
-            optimizer = _optimizer(phase, self.training)
+            optimizer = optimizer_of(phase, self.training)
             if resumed is not None:
                 _restore_optimizer(optimizer, self._names(), resumed)
                 resumed = None
@@ -193,16 +194,12 @@ class _Trainer:
         with autocast(self.history.precision, device):
             loss = phase.loss(_batch(rows, progress, generator))
         if optimizer is not None:
-            optimizer.zero_grad(set_to_none=True)
-            loss.value.backward()
-            norm = nn.utils.clip_grad_norm_(trained, self.training.clip)
+            norm = gradients_of(loss, optimizer, trained, self.training.clip)
             if not torch.isfinite(norm):
                 raise TrainingError(
                     f"phase {phase.name}, step {step}: the gradient is not finite; lower training.learning_rate"
                 )
-            for group in optimizer.param_groups:
-                group["lr"] = rate * group["lr_scale"]
-            optimizer.step()
+            descend(optimizer, rate)
         self.totals.step += 1
         self.totals.tokens += len(rows.tokens) * context
         self.totals.bytes += self.examples.bytes_at(step)
@@ -352,7 +349,23 @@ def choose_precision(wish: Precision, model: SequenceModel, phase: Phase, rows: 
     return chosen, f"probe: bf16 steps run at {gain:.2f} x the speed of fp32"
 
 
-def _optimizer(phase: Phase, training: Training) -> torch.optim.Optimizer | None:
+def gradients_of(
+    loss: Loss, optimizer: torch.optim.Optimizer, trained: Sequence[nn.Parameter], clip: float
+) -> Float[Tensor, ""]:
+    """Backward pass, gradients clipped to the joint norm `clip`; returns the norm before that."""
+    optimizer.zero_grad(set_to_none=True)
+    loss.value.backward()
+    return nn.utils.clip_grad_norm_(trained, clip)
+
+
+def descend(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """One step at the learning rate given, times each group's scale."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate * group["lr_scale"]
+    optimizer.step()
+
+
+def optimizer_of(phase: Phase, training: Training) -> torch.optim.Optimizer | None:
     """Fused AdamW over the phase's groups; None for a phase that learns by reading."""
     if not phase.groups:
         return None

@@ -445,7 +445,7 @@ def test_i15_sums_stay_fp32_under_autocast_and_exact_enough_after_8192_segments(
 def test_i15_products_with_the_memory_are_fp32_under_autocast(n: int) -> None:
     """Of keys and values rounded to bf16, but themselves not rounded: two whole segments, or part of one."""
     layer, x = built(CONFIGS["linear"]).layers()[0], normal(1, n, 16, dtype=torch.float32)
-    _, k, v = layer.rows(layer.stretches(x, 0)[0])
+    _, k, v = layer.parts(layer.rows(layer.stretches(x, 0)[0]))
     assert k.dtype == torch.bfloat16
     exact = contribution(features(k).double(), v.double(), None, 0.0).sum(dim=0)
     _, state = run_layer(CONFIGS["linear"], layer, x)

@@ -146,7 +146,7 @@ def test_27_without_a_compiler_the_next_level_computes_the_same(
         found = logits(model, tokens)
         model.decode_step(model.prefill(tokens, model.initial_state(2)), GREEDY, None)
     assert len(told) == 1
-    assert backends.in_use() == {"causal_conv": "lean", RECURRENCE[name]: "lean"}
+    assert backends.in_use() == {"causal_conv": "lean", "decode": "lean", RECURRENCE[name]: "lean"}
     assert near(found, expected)
     assert set(native.UNITS) >= {"scan.c", "ssd.c", "conv.c"}
 

@@ -2,10 +2,14 @@
 
 import pytest
 import torch
+from torch.profiler import ProfilerActivity, profile
 
 from archbench.errors import BackendError
+from archbench.flops import trace
 from archbench.ops import backends
-from archbench.ops.attention import EXPLICIT_LENGTH, causal_attention
+from archbench.ops.attention import FEW, KEPT, causal_attention, causal_attention_flops, in_masked_blocks
+from archbench.ops.attention_blockwise import BLOCK, blockwise
+from archbench.ops.attention_parts import in_parts
 from archbench.ops.attention_reference import written_out
 
 
@@ -29,7 +33,7 @@ def literal(q, k, v):
     return out
 
 
-@pytest.mark.parametrize(("t", "s"), [(1, 1), (5, 5), (1, 7), (3, 9)])
+@pytest.mark.parametrize(("t", "s"), [(1, 1), (5, 5), (1, 7), (3, 9), (FEW + 1, 40), (BLOCK + 3, BLOCK + 3)])
 @pytest.mark.parametrize("level", ["reference", "lean"])
 def test_levels_equal_the_literal_sum(t, s, level):
     q, k, v = inputs(t, s)
@@ -37,22 +41,109 @@ def test_levels_equal_the_literal_sum(t, s, level):
     assert torch.allclose(found.double(), literal(q, k, v), atol=1e-6)
 
 
-def test_gradients_of_the_written_out_form_equal_the_fused_ones():
-    fused, written = inputs(33, 33), inputs(33, 33)
-    weight = torch.randn(2, 4, 33, 8, generator=torch.Generator().manual_seed(1))
-    (causal_attention(*fused, backend="lean") * weight).sum().backward()
-    (written_out(*written) * weight).sum().backward()
-    for one, other in zip(fused, written, strict=True):
-        assert (one.grad - other.grad).norm() < 1e-5 * one.grad.norm()
+WAYS = {
+    "one block": (causal_attention, 33, 33),
+    "blocks, weights kept": (causal_attention, 2 * BLOCK + 5, 2 * BLOCK + 5),
+    "blocks, weights made anew": (lambda q, k, v: blockwise(q, k, v, keep=False), BLOCK + 5, BLOCK + 5),
+    "blocks after cached keys": (lambda q, k, v: blockwise(q, k, v, keep=True), BLOCK + 5, BLOCK + 50),
+    "fused": (causal_attention, KEPT + 1, KEPT + 1),
+    "masked": (causal_attention, FEW, 50),
+    "masked blocks": (in_masked_blocks, BLOCK + 5, BLOCK + 50),
+    "in two parts": (causal_attention, FEW + 9, 150),
+}
 
 
-def test_bf16_at_short_lengths_stays_within_rounding():
-    q, k, v = inputs(64, 64, dtype=torch.bfloat16)
-    assert q.shape[2] <= EXPLICIT_LENGTH
-    exact = literal(q, k, v)
-    found = causal_attention(q, k, v)
+@pytest.mark.parametrize("heads", [4, 2])
+@pytest.mark.parametrize("way", WAYS)
+def test_values_and_gradients_equal_the_reference(way, heads):
+    attend, t, s = WAYS[way]
+    ours, written = (inputs(t, s, heads=heads, dtype=torch.float64) for _ in range(2))
+    weight = torch.randn(2, heads, t, 8, generator=torch.Generator().manual_seed(1))
+    found, expected = attend(*ours), written_out(*written)
+    assert torch.allclose(found, expected, atol=1e-12)
+    (found * weight).sum().backward()
+    (expected * weight).sum().backward()
+    for one, other in zip(ours, written, strict=True):
+        assert torch.allclose(one.grad, other.grad, atol=1e-11)
+
+
+@pytest.mark.parametrize("attend", [in_parts, lambda q, k, v: blockwise(q, k, v, keep=True)])
+def test_tensors_whose_last_dimension_is_strided_are_read_as_they_are(attend):
+    q, k, v = (x.detach().transpose(2, 3).contiguous().transpose(2, 3) for x in inputs(20, 70, dtype=torch.float64))
+    assert q.stride(-1) != 1
+    assert torch.allclose(attend(q, k, v), written_out(q, k, v), atol=1e-12)
+
+
+def largest_and_peak(work):
+    """Bytes of the largest allocation that `work` made, inside torch's kernels too, and of the most held at once."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as watched:
+        work()
+    events = [event for event in watched.profiler.kineto_results.events() if event.name() == "[memory]"]
+    held = peak = 0
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        held += event.nbytes()
+        peak = max(peak, held)
+    return max(event.nbytes() for event in events), peak
+
+
+def memory(attend, t, s, dtype, gradients):
+    q, k, v = inputs(t, s, heads=2, groups=2, dtype=dtype)
+
+    def work():
+        with torch.set_grad_enabled(gradients):
+            out = attend(q, k, v)
+        if gradients:
+            out.backward(torch.ones_like(out))
+
+    return largest_and_peak(work)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("gradients", [False, True])
+@pytest.mark.parametrize(("t", "s"), [(1024, 1024), (256, 1024), (4, 1024)])
+def test_memory_is_linear_in_the_length(t, s, dtype, gradients):
+    """Twice the positions, new and cached, take at most twice the memory, and nowhere is there a t x s tensor."""
+    few = t <= FEW
+    _, short = memory(causal_attention, t, s, dtype, gradients)
+    largest, long = memory(causal_attention, t if few else 2 * t, 2 * s, dtype, gradients)
+    assert long < 2.2 * short
+    assert few or largest < 0.6 * (2 * t) * (2 * s) * dtype.itemsize
+
+
+def test_the_reference_holds_all_scores():
+    """What the test above would find in an attention that is not linear."""
+    _, short = memory(written_out, 256, 1024, torch.float32, False)
+    largest, long = memory(written_out, 512, 2048, torch.float32, False)
+    assert long > 3.5 * short
+    assert largest >= 512 * 2048 * 4
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("t", "s"), [(1, 90), (300, 300), (600, 600), (9, 90), (40, 90)])
+def test_flops_are_those_of_the_formula_whatever_the_way(t, s, dtype, device):
+    ours = [x.detach().to(device).requires_grad_() for x in inputs(t, s, dtype=dtype)]
+
+    def work():
+        out = causal_attention(*ours)
+        out.backward(torch.ones_like(out))
+
+    count = trace(work)
+    assert count.flops == pytest.approx(3 * 2 * causal_attention_flops(t, s - t, 4, 8, 0.5))
+    assert not count.refused
+
+
+@pytest.mark.parametrize(("t", "s"), [(64, 64), (700, 700), (64, 90)])
+def test_bf16_stays_within_rounding(t, s):
+    ours, exact = inputs(t, s, dtype=torch.bfloat16), inputs(t, s, dtype=torch.bfloat16)
+    weight = torch.randn(2, 4, t, 8, generator=torch.Generator().manual_seed(1)).bfloat16()
+    found, expected = causal_attention(*ours), written_out(*(x.double() for x in exact))
     assert found.dtype == torch.bfloat16
-    assert (found.double() - exact).norm() < 0.02 * exact.norm()
+    assert (found.double() - expected).norm() < 0.01 * expected.norm()
+    (found * weight).sum().backward()
+    (expected * weight).sum().backward()
+    for one, other in zip(ours, exact, strict=True):
+        assert (one.grad.double() - other.grad.double()).norm() < 0.02 * other.grad.double().norm()
 
 
 def test_the_level_is_noted_and_absent_levels_are_refused(monkeypatch):

@@ -124,7 +124,7 @@ def test_a_cache_that_cannot_be_written_is_a_reason(tmp_path, monkeypatch):
 
 
 def test_every_source_ships_with_the_package():
-    assert {file.name for file in native.SOURCES.iterdir()} == {"lanes.c", *native.UNITS}
+    assert {file.name for file in native.SOURCES.iterdir()} == {*native.INCLUDED, *native.UNITS}
 
 
 # ---- the ladder ----

@@ -447,6 +447,7 @@ def test_csv_holds_what_was_drawn(report: ReportFiles) -> None:
     files = {path.stem: list(csv.DictReader(path.read_text(encoding="utf-8").splitlines())) for path in report.data}
     assert set(files) == {
         "budget", "quality", "loss", "time_per_token", "time_to_first_token", "state_bytes", "brier", "throughput",
+        "pareto",
     }  # fmt: skip
     state = {(row["row"], int(row["context"])): float(row["state_bytes (B)"]) for row in files["state_bytes"]}
     assert state["transformer", 2048] == TRANSFORMER.state_bytes(2048)
@@ -507,7 +508,7 @@ def test_tables_of_the_page_can_be_sorted_by_keyboard_and_hearing(report: Report
     assert heads and all(head.get("aria-sort") == "none" for head in heads)
     assert sum(tag == "button" for tag, _ in page.attributes) == len(heads)
     svgs = [attributes for tag, attributes in page.attributes if tag == "svg"]
-    assert len(svgs) == 8 and all(svg["role"] == "img" and svg["aria-label"] for svg in svgs)
+    assert len(svgs) == 9 and all(svg["role"] == "img" and svg["aria-label"] for svg in svgs)
 
 
 def test_markup_in_records_stays_text(tmp_path: Path) -> None:

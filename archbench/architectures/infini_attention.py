@@ -51,6 +51,7 @@ from archbench.segments import (
     SegmentCache,
     SegmentConfig,
     SegmentModel,
+    blended,
     carried_over,
 )
 
@@ -148,9 +149,32 @@ def contribution(
 ) -> Float[Tensor, "*r g e w"]:
     """What features of keys and their values add to the memory. With `corrected`, the memory before their segment,
     only what it does not hold of the values already. Source: 2404.07143, eq. 8 (without) and 9 (with)."""
+    return keys.transpose(-1, -2) @ _new_values(keys, values, corrected, eps)
+
+
+def written(
+    memory: Float[Tensor, "b g e w"],
+    keys: Float[Tensor, "b g n e"],
+    values: Float[Tensor, "b g n e"],
+    corrected: Float[Tensor, "b g e w"] | None,
+    eps: float,
+) -> Float[Tensor, "b g e w"]:
+    """The memory with a contribution added, in one product."""
+    columns = _new_values(keys, values, corrected, eps)
+    flat = (memory.flatten(0, 1), keys.transpose(-1, -2).flatten(0, 1), columns.flatten(0, 1))
+    return torch.baddbmm(*flat).view(memory.shape)
+
+
+def _new_values(
+    keys: Float[Tensor, "*r g n e"],
+    values: Float[Tensor, "*r g n e"],
+    corrected: Float[Tensor, "*r g e w"] | None,
+    eps: float,
+) -> Float[Tensor, "*r g n w"]:
+    """What is summed for each key, with a column of ones for the norm."""
     if corrected is not None:
         values = values - read(keys, corrected, eps)
-    return keys.transpose(-1, -2) @ F.pad(values, (0, 1), value=1.0)
+    return F.pad(values, (0, 1), value=1.0)
 
 
 def recall_in_parallel(
@@ -229,16 +253,27 @@ class InfiniAttention(SegmentAttention):
         alone = not state.n_finished and state.filled + x.shape[1] <= self.segment
         for stretch in self.stretches(x, state.filled):
             here = slice(read_so_far, read_so_far := read_so_far + stretch.shape[1])
-            q, k, v = self.rows(stretch)
-            local, cache = self.attend(q, k, v, state.cache, angles)
-            g = self._weight_of_memory(q, state.n_finished, x.shape[0])
-            g = g.detach() + 0 * g if alone else g  # a gradient of zero, not none
-            with _without_autocast(x):
-                recalled, state = self._recall(q, k, v, state, None if repeats is None else repeats[:, here])
-            state = state._replace(cache=cache)
-            rows = ((1 - g) * local + g * recalled).to(local.dtype)
-            mixed.append(self.joined(rows, x.shape[0]))
-        return self.out(torch.cat(mixed, dim=1)), state
+            repeated = None if repeats is None else repeats[:, here]
+            rows, state = self.mix(self.rows(stretch), state, angles, repeated, alone=alone)
+            mixed.append(rows)
+        return self.out(self.joined(mixed, x.shape[0])), state
+
+    def mix(
+        self,
+        rows: Float[Tensor, "r m n e"],
+        state: LayerState,
+        angles: Angles | None,
+        repeats: Float[Tensor, "b t"] | None = None,
+        *,
+        alone: bool = False,
+    ) -> tuple[Float[Tensor, "r h n e"], LayerState]:
+        """`alone`: gates are not to learn from this stretch."""
+        local, cache = self.attend(rows, state.cache, angles)
+        g = self._weight_of_memory(rows.shape[0], state.n_finished, state.memory.shape[0])
+        g = g.detach() + 0 * g if alone else g  # a gradient of zero, not none
+        with _without_autocast(rows):
+            recalled, state = self._recall(rows, state, repeats)
+        return blended(local, recalled, g), state._replace(cache=cache)
 
     def lasting(self, state: LayerState) -> Tensor:
         return state.memory
@@ -258,41 +293,38 @@ class InfiniAttention(SegmentAttention):
         pairs = F.linear(past, self.qkv.weight[self.n_heads * self.head_dim :]).view(b, -1, 2 * g, self.head_dim)
         k, v = pairs.transpose(1, 2).split(g, dim=1)
         (stretch,) = self.stretches(own, 0)
-        queries, own_keys, own_values = self.rows(stretch)
-        local, _ = self.attend(queries, own_keys, own_values, self.empty_segment(b), angles)
+        heads = self.rows(stretch)
+        queries, _, _ = self.parts(heads)
+        local, _ = self.attend(heads, self.empty_segment(b), angles)
         with _without_autocast(x):
             keys = features(k)
             if repeats is not None:
                 keys = keys * repeats[:, None, :-n, None]
             memory = contribution(keys, v.to(keys.dtype), None, self.eps)
             recalled = read(features(queries).reshape(b, g, -1, self.head_dim), memory, self.eps).view(queries.shape)
-        weight = self.gate.sigmoid()[:, None, None]
-        return self.out(self.joined(((1 - weight) * local + weight * recalled).to(local.dtype), b))
+        return self.out(self.joined([blended(local, recalled, self.gate.sigmoid()[:, None, None])], b))
 
-    def _weight_of_memory(
-        self, rows: Float[Tensor, "r h n e"], n_finished: int, batch_size: int
-    ) -> Float[Tensor, "*r h 1 1"]:
-        """g of every head; in bypass zero in the first segment of a text."""
+    def _weight_of_memory(self, n_rows: int, n_finished: int, batch_size: int) -> Float[Tensor, "*r h 1 1"]:
+        """g of every head, by row where they differ; in bypass zero in the first segment of a text."""
         g = self.gate.sigmoid()[:, None, None]
         if not self.bypass or n_finished:
             return g
-        remembers = torch.arange(rows.shape[0] // batch_size, device=g.device).clamp(max=1).to(g.dtype)
+        remembers = torch.arange(n_rows // batch_size, device=g.device).clamp(max=1).to(g.dtype)
         return g * remembers.repeat(batch_size)[:, None, None, None]
 
     def _recall(
         self,
-        q: Float[Tensor, "r h n e"],
-        k: Float[Tensor, "r g n e"],
-        v: Float[Tensor, "r g n e"],
+        heads: Float[Tensor, "r m n e"],
         state: LayerState,
         repeats: Float[Tensor, "b t"] | None,
     ) -> tuple[Float[Tensor, "r h n e"], LayerState]:
         """What the memory holds for the queries of one stretch, zero where there is none, and what the stretch makes
         of it. (The open segment's buffer is left to `attend`.)"""
-        b, g, n, e = state.memory.shape[0], self.n_kv_heads, k.shape[2], self.head_dim
+        b, g, n, e = state.memory.shape[0], self.n_kv_heads, heads.shape[2], self.head_dim
+        q, k = features(heads[:, :-g]).split((self.n_heads, g), dim=1)
         # Query heads that share a key-value head stand one below the other.
-        queries, keys = features(q).reshape(b, -1, g, q.shape[1] // g * n, e), features(k).view(b, -1, g, n, e)
-        values = v.to(keys.dtype).reshape(b, -1, g, n, e)
+        queries, keys = q.reshape(b, -1, g, self.n_heads // g * n, e), k.reshape(b, -1, g, n, e)
+        values = heads[:, -g:].to(keys.dtype).reshape(b, -1, g, n, e)
         if repeats is not None:
             keys = keys * repeats.reshape(b, -1, 1, n, 1)
         if n == self.segment:
@@ -320,7 +352,7 @@ class InfiniAttention(SegmentAttention):
         empty = state.n_finished == 0
         reads = torch.zeros_like(q[:, 0]) if empty else read(q[:, 0], memory, self.eps)
         corrected = memory if self.update == "delta" and not empty else None
-        share = state.open + contribution(k[:, 0], v[:, 0], corrected, self.eps)
+        share = written(state.open, k[:, 0], v[:, 0], corrected, self.eps)
         if state.filled + k.shape[3] == self.segment:
             finished = LayerState(state.cache, memory + share, torch.zeros_like(share), state.n_finished + 1)
             return reads[:, None], finished

@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any, ClassVar
 
-import torch
 from jaxtyping import Float
 from torch import Generator, Tensor
 
@@ -44,14 +43,10 @@ class LocalAttention(SegmentAttention):
     def initial_state(self, batch_size: int) -> SegmentCache:
         return self.empty_segment(batch_size)
 
-    def forward(
-        self, x: Float[Tensor, "b t d"], state: SegmentCache, angles: Angles | None
-    ) -> tuple[Float[Tensor, "b t d"], SegmentCache]:
-        mixed = []
-        for stretch in self.stretches(x, state.filled):
-            rows, state = self.attend(*self.rows(stretch), state, angles)
-            mixed.append(self.joined(rows, x.shape[0]))
-        return self.out(torch.cat(mixed, dim=1)), state
+    def mix(
+        self, rows: Float[Tensor, "r m n e"], state: SegmentCache, angles: Angles | None
+    ) -> tuple[Float[Tensor, "r h n e"], SegmentCache]:
+        return self.attend(rows, state, angles)
 
     def flops(self, n: int, context: int, causal: float) -> float:
         return self.projection_flops(n) + self.attention_flops(n, context, causal)

@@ -40,7 +40,10 @@ from archbench.model import Architecture, AutoregressiveModel, HFImport, Traits
 from archbench.ops import conv
 from archbench.ops import ssd as recurrence
 from archbench.ops.conv import causal_conv
+from archbench.ops.recurrent import Stepper, steppers
+from archbench.ops.recurrent_weights import MixerWeights, RecurrentWeights, States
 from archbench.ops.ssd import ssd
+from archbench.sampling import Sampling
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -210,6 +213,26 @@ class Block(nn.Module):
         mixed, state = self.mixer(self.norm(u), state)
         return u + mixed, state
 
+    def weights(self) -> MixerWeights:
+        """What a decode step needs of the block."""
+        mixer = self.mixer
+        return MixerWeights(
+            norm=self.norm.weight,
+            in_proj=mixer.in_proj.weight,
+            conv=mixer.conv_weight,
+            conv_bias=mixer.conv_bias,
+            step_bias=mixer.dt_bias,
+            A=-mixer.A_log.detach().float().exp(),
+            skip=mixer.D,
+            out_proj=mixer.out_proj.weight,
+            inner_norm=mixer.norm.weight,
+        )
+
+
+def _layer_states(after: States, before: tuple[LayerState, ...]) -> tuple[LayerState, ...]:
+    """What a stepper returns as states: those it was given, where it wrote in place."""
+    return before if after is before else tuple([LayerState(window, ssm) for window, ssm in after])
+
 
 class Mamba2(AutoregressiveModel):
     """State: a convolution window and a recurrent state a layer; constant however much was read."""
@@ -225,6 +248,7 @@ class Mamba2(AutoregressiveModel):
         self.unembedding = Linear(config.d_model, config.vocab_size, std=0.02, generator=generator)
         if config.tie_embeddings:
             self.unembedding.weight = self.embedding.weight
+        self.steppers = steppers()
 
     def initial_layers(self, batch_size: int) -> tuple[LayerState, ...]:
         return tuple(block.mixer.initial_state(batch_size) for block in self.blocks)
@@ -232,12 +256,58 @@ class Mamba2(AutoregressiveModel):
     def hidden(
         self, tokens: Int[Tensor, "b t"], layers: tuple[LayerState, ...]
     ) -> tuple[Float[Tensor, "b t d"], tuple[LayerState, ...]]:
+        stepper = self._stepper(tokens.shape[1])
+        if stepper is not None:
+            hidden, after = stepper.hidden(tokens, layers)
+            return hidden, _layer_states(after, layers)
         u = self.embedding(tokens)
         states = []
         for block, state in zip(self.blocks, layers, strict=True):
             u, state = block(u, state)
             states.append(state)
         return self.norm(u), tuple(states)
+
+    def predict(
+        self, tokens: Int[Tensor, "b t"], layers: tuple[LayerState, ...]
+    ) -> tuple[Float[Tensor, "b t v"], tuple[LayerState, ...]]:
+        stepper = self._stepper(tokens.shape[1])
+        if stepper is None:
+            return super().predict(tokens, layers)
+        logits, after = stepper.predict(tokens, layers)
+        return logits, _layer_states(after, layers)
+
+    def write(
+        self,
+        pending: Int[Tensor, " b"],
+        layers: tuple[LayerState, ...],
+        sampling: Sampling,
+        generator: Generator | None,
+    ) -> tuple[Int[Tensor, " b"], tuple[LayerState, ...]]:
+        stepper = self._stepper(1) if sampling.greedy else None
+        if stepper is None:
+            return super().write(pending, layers, sampling, generator)
+        token, after = stepper.write(pending, layers)
+        return token, _layer_states(after, layers)
+
+    def _stepper(self, n: int) -> Stepper | None:
+        """What reads n new tokens of every row quicker than the modules do, if anything."""
+        return self.steppers.serving(self, n, self._weights)
+
+    def _weights(self) -> RecurrentWeights:
+        config = self.config
+        return RecurrentWeights(
+            embedding=self.embedding.weight,
+            mixers=[block.weights() for block in self.blocks],
+            norm=self.norm.weight,
+            unembedding=self.unembedding.weight,
+            d_inner=config.d_inner,
+            n_states=config.d_state,
+            eps=config.norm_eps,
+            n_heads=config.n_heads,
+            n_groups=config.n_groups,
+            step_floor=config.step_floor,
+            step_ceiling=math.inf if config.step_ceiling is None else config.step_ceiling,
+        )
 
     def logits(self, hidden: Float[Tensor, "*n d"]) -> Float[Tensor, "*n v"]:
         return F.linear(hidden, self.unembedding.weight)

@@ -49,6 +49,7 @@ from archbench.segments import (
     SegmentCache,
     SegmentConfig,
     SegmentModel,
+    blended,
     carried_over,
 )
 
@@ -162,7 +163,7 @@ def recall(queries: Float[Tensor, "b g q e"], kept: Kept, top_k: int) -> Float[T
 def unit(x: Float[Tensor, "*n e"]) -> Float[Tensor, "*n e"]:
     """x / |x|, in fp32 at least; zero stays zero."""
     wide = x.to(torch.promote_types(x.dtype, torch.float32))
-    return wide * (wide.square().sum(dim=-1, keepdim=True) + 1e-12).rsqrt()
+    return wide / torch.linalg.vector_norm(wide, dim=-1, keepdim=True).clamp(min=1e-6)
 
 
 class KnnAttention(SegmentAttention):
@@ -185,27 +186,24 @@ class KnnAttention(SegmentAttention):
     def lasting(self, state: LayerState) -> Kept:
         return state.kept
 
-    def forward(
-        self, x: Float[Tensor, "b t d"], state: LayerState, angles: Angles | None
-    ) -> tuple[Float[Tensor, "b t d"], LayerState]:
+    def mix(
+        self, rows: Float[Tensor, "r m n e"], state: LayerState, angles: Angles | None
+    ) -> tuple[Float[Tensor, "r h n e"], LayerState]:
         cache, kept = state
-        g = self.gate.sigmoid()[:, None, None]
-        mixed = []
-        for stretch in self.stretches(x, state.filled):
-            q, k, v = self.rows(stretch)
-            q, k = unit(q) * self.log_scale.exp()[:, None, None], unit(k)
-            whole = q.shape[2] == self.segment
-            if not whole:
-                cache = cache.append(k, v)
-                k, v = cache.valid()
-            local = self._attend(q, k, v.to(stretch.dtype), rotary=angles is not None)
-            with _without_autocast(x):
-                recalled, kept = self._recall_whole(q, k, v, kept) if whole else (self._recall(q, kept), kept)
-            if cache.filled == self.segment:
-                kept = kept.followed_by(*self._as_written(k, v)).newest(self.capacity)
-                cache = cache.cleared()
-            mixed.append(self.joined((g * recalled + (1 - g) * local).to(stretch.dtype), x.shape[0]))
-        return self.out(torch.cat(mixed, dim=1)), LayerState(cache, kept)
+        g, scale = self.gate.sigmoid()[:, None, None], self.log_scale.exp()[:, None, None]
+        q, k = unit(rows[:, : -self.n_kv_heads]).split((self.n_heads, self.n_kv_heads), dim=1)
+        q, v = q * scale, rows[:, -self.n_kv_heads :]
+        whole = q.shape[2] == self.segment
+        if not whole:
+            cache = cache.append(k, v)
+            k, v = cache.valid()
+        local = self._attend(q, k, v.to(rows.dtype), rotary=angles is not None)
+        with _without_autocast(rows):
+            recalled, kept = self._recall_whole(q, k, v, kept) if whole else (self._recall(q, kept), kept)
+        if cache.filled == self.segment:
+            kept = kept.followed_by(*self._as_written(k, v)).newest(self.capacity)
+            cache = cache.cleared()
+        return blended(local, recalled, g), LayerState(cache, kept)
 
     def _attend(
         self,

@@ -16,11 +16,12 @@ Letters: b batch, t time, d width, h query heads, g key-value heads, e head widt
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from typing import Any
 
+import torch
 from jaxtyping import Float, Int
 from torch import Generator, Tensor, nn
 
@@ -41,6 +42,9 @@ from archbench.layers import (
 )
 from archbench.model import Architecture, AutoregressiveModel, AutoregressiveState, HFImport, Traits
 from archbench.ops.attention import causal_attention, causal_attention_flops
+from archbench.ops.decode import Decoder, decoders
+from archbench.ops.decode_weights import BlockWeights, DecoderWeights, Read
+from archbench.sampling import Sampling
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,6 +173,42 @@ class Block(nn.Module):
     def flops(self, n: int, context: int, causal: float) -> float:
         return self.attention.flops(n, context, causal) + self.ffn.flops(n)
 
+    def weights(self) -> BlockWeights:
+        """What a decode step needs of the block."""
+        attention, ffn = self.attention, self.ffn
+        return BlockWeights(
+            norm_attention=self.norm_attention.weight,
+            qkv=attention.qkv.weight,
+            out=attention.out.weight,
+            norm_ffn=self.norm_ffn.weight,
+            gate_up=ffn.gate_up.weight,
+            down=ffn.down.weight,
+        )
+
+
+def decoder_weights(
+    config: TransformerConfig,
+    embedding: Embedding,
+    blocks: Iterable[Block],
+    norm: RMSNorm,
+    unembedding: Linear,
+    drafts: Iterable[Linear] = (),
+) -> DecoderWeights:
+    """What a decode step needs of a Transformer with these parts, on a CPU."""
+    make = partial(rotary_angles, head_dim=config.head_dim, theta=config.rope_theta, device=torch.device("cpu"))
+    return DecoderWeights(
+        embedding=embedding.weight,
+        blocks=tuple(block.weights() for block in blocks),
+        norm=norm.weight,
+        unembedding=unembedding.weight,
+        n_heads=config.n_heads,
+        n_kv_heads=config.kv_heads,
+        head_dim=config.head_dim,
+        eps=config.norm_eps,
+        angles=make if config.rotary else None,
+        drafts=tuple(head.weight for head in drafts),
+    )
+
 
 class Transformer(AutoregressiveModel):
     """State: one key-value cache a layer; it grows with every token read."""
@@ -189,6 +229,7 @@ class Transformer(AutoregressiveModel):
         if config.tie_embeddings:
             self.unembedding.weight = self.embedding.weight
         self.frontend = Frontend(config.d_model, config.frontend_conv, generator)
+        self.decoders = decoders()
 
     def initial_layers(self, batch_size: int) -> tuple[Any, ...]:
         weight = self.embedding.weight
@@ -199,12 +240,12 @@ class Transformer(AutoregressiveModel):
     def hidden(
         self, tokens: Int[Tensor, "b t"], layers: tuple[Any, ...]
     ) -> tuple[Float[Tensor, "b t d"], tuple[Any, ...]]:
+        decoder = self._decoder(tokens.shape[1], layers)
+        if decoder is not None:
+            read, window = self._read(decoder, tokens, layers, logits=False)
+            return self.norm(read.stream), (*read.caches, *window)
         start, n = layers[0].length, tokens.shape[1]
-        limit = self.config.max_context
-        if limit is not None and start + n > limit:
-            raise ContextOverflow(
-                f"transformer.max_context: {start + n} tokens do not fit into {limit}; raise max_context or feed fewer"
-            )
+        self._check_room(start + n)
         x, window = self.frontend(self.embedding(tokens), layers[len(self.blocks) :])
         angles = None
         if self.config.rotary:
@@ -214,6 +255,51 @@ class Transformer(AutoregressiveModel):
             x, cache = block(x, angles, cache)
             caches.append(cache)
         return self.norm(x), (*caches, *window)
+
+    def predict(
+        self, tokens: Int[Tensor, "b t"], layers: tuple[Any, ...]
+    ) -> tuple[Float[Tensor, "b t v"], tuple[Any, ...]]:
+        decoder = self._decoder(tokens.shape[1], layers)
+        if decoder is None:
+            return super().predict(tokens, layers)
+        read, window = self._read(decoder, tokens, layers, logits=True)
+        assert read.logits is not None
+        return read.logits, (*read.caches, *window)
+
+    def write(
+        self, pending: Int[Tensor, " b"], layers: tuple[Any, ...], sampling: Sampling, generator: Generator | None
+    ) -> tuple[Int[Tensor, " b"], tuple[Any, ...]]:
+        decoder = self._decoder(1, layers) if sampling.greedy and not self.config.frontend_conv else None
+        if decoder is None:
+            return super().write(pending, layers, sampling, generator)
+        length = layers[0].length
+        self._check_room(length + 1)
+        return decoder.write(pending, layers, length)
+
+    def _read(
+        self, decoder: Decoder, tokens: Int[Tensor, "b t"], layers: tuple[Any, ...], *, logits: bool
+    ) -> tuple[Read, tuple[Any, ...]]:
+        """A few tokens by a decoder, and the state of the convolution in front. Gives up `layers`."""
+        length, n_blocks = layers[0].length, len(self.blocks)
+        self._check_room(length + tokens.shape[1])
+        embedded, window = None, ()
+        if self.config.frontend_conv:
+            embedded, window = self.frontend(self.embedding(tokens), layers[n_blocks:])
+        return decoder.read(tokens, layers[:n_blocks], length, embedded=embedded, logits=logits), window
+
+    def _decoder(self, n: int, layers: tuple[Any, ...]) -> Decoder | None:
+        """What reads n new tokens of every row quicker than the modules do, if anything."""
+        return self.decoders.serving(self, n, self._weights, state=layers[: self.config.n_layers])
+
+    def _weights(self) -> DecoderWeights:
+        return decoder_weights(self.config, self.embedding, self.blocks, self.norm, self.unembedding)
+
+    def _check_room(self, end: int) -> None:
+        limit = self.config.max_context
+        if limit is not None and end > limit:
+            raise ContextOverflow(
+                f"transformer.max_context: {end} tokens do not fit into {limit}; raise max_context or feed fewer"
+            )
 
     def logits(self, hidden: Float[Tensor, "*n d"]) -> Float[Tensor, "*n v"]:
         return self.unembedding(hidden)

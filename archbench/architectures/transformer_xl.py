@@ -41,6 +41,9 @@ from archbench.errors import ConfigError
 from archbench.layers import Embedding, Linear, RMSNorm, Stack, SwiGLU, draw_normal, residual_std
 from archbench.model import Architecture, AutoregressiveModel, AutoregressiveState, FlopFormulas, Traits
 from archbench.ops.attention import causal_attention_flops
+from archbench.ops.backbone_lean import LONGEST, Attend, BackboneWeights, LeanBackbone
+from archbench.ops.decode_ladder import Ladder
+from archbench.ops.decode_weights import BlockWeights
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -240,6 +243,31 @@ class Attention(nn.Module):
         self._keep(past, buffer, start, t)
         return self.out(torch.cat(mixed, dim=1))
 
+    def step(
+        self,
+        heads: Float[Tensor, "b w"],
+        buffer: Float[Tensor, "b c 2 h e"],
+        start: int,
+        sinusoids: Float[Tensor, "c_plus_1 d"],
+        content_bias: Float[Tensor, "h e"],
+        distance_bias: Float[Tensor, "h e"],
+    ) -> Float[Tensor, "b d"]:
+        """What `forward` gathers, before its last matrix, for one projected token: keys and values are read where they
+        lie, and one query needs no realigning."""
+        b = heads.shape[0]
+        filled = start % self.segment
+        held, place = min(self.memory, start - filled) + filled, self.memory + filled
+        q, own = heads.view(b, 3, self.n_heads, self.head_dim).split((1, 2), dim=1)
+        buffer[:, place] = own
+        k, v = buffer[:, place - held : place + 1].to(own.dtype).permute(2, 0, 3, 1, 4).unbind(0)
+        asked, keys = self.distances(q + distance_bias.to(q.dtype), [Piece(start, 1, 1, held)], sinusoids)
+        by_distance = asked.transpose(1, 2) @ keys.transpose(1, 2)
+        found = biased_attention((q + content_bias.to(q.dtype)).transpose(1, 2), k, v, by_distance[..., 1:])
+        if filled + 1 == self.segment and self.memory:
+            n = min(self.memory, start + 1)
+            buffer[:, self.memory - n : self.memory] = buffer[:, place + 1 - n : place + 1].clone()
+        return found.reshape(b, -1)
+
     def distances(
         self, q: Float[Tensor, "b t h e"], plan: list[Piece], sinusoids: Float[Tensor, "c_plus_1 d"]
     ) -> tuple[Float[Tensor, "b t h a"], Float[Tensor, "h s a"]]:
@@ -249,8 +277,8 @@ class Attention(nn.Module):
         far = sinusoids[-n_distances:]
         q = q * self.head_dim**-0.5
         if self._folds(plan):
-            weight = self.distance.weight.unflatten(0, (self.n_heads, self.head_dim))
-            folded = torch.einsum("bthe,hed->bthd", q, weight)
+            weight = self.distance.weight.view(self.n_heads, self.head_dim, -1)
+            folded = (q.transpose(1, 2) @ weight).transpose(1, 2)
             return folded, far.to(folded.dtype).expand(self.n_heads, -1, -1)
         keys = self.distance(far).unflatten(-1, (self.n_heads, self.head_dim)).transpose(0, 1)
         return q, keys
@@ -316,6 +344,17 @@ class Block(nn.Module):
     def flops(self, n: int, context: int, causal: float) -> float:
         return self.attention.flops(n, context, causal) + self.ffn.flops(n)
 
+    def weights(self) -> BlockWeights:
+        """What a decode step needs of the block."""
+        return BlockWeights(
+            norm_attention=self.norm_attention.weight,
+            qkv=self.attention.qkv.weight,
+            out=self.attention.out.weight,
+            norm_ffn=self.norm_ffn.weight,
+            gate_up=self.ffn.gate_up.weight,
+            down=self.ffn.down.weight,
+        )
+
 
 class XLState(NamedTuple):
     """One buffer a layer, and how many tokens were read: it tells which places count."""
@@ -349,17 +388,51 @@ class TransformerXL(AutoregressiveModel):
         if config.tie_embeddings:
             self.unembedding.weight = self.embedding.weight
         self.register_buffer("sinusoids", _sinusoids(config), persistent=False)
+        self.ladder: Ladder[BackboneWeights, LeanBackbone] = Ladder({"lean": LeanBackbone}, LONGEST)
 
     def initial_layers(self, batch_size: int) -> XLState:
         return XLState(tuple(block.attention.initial_buffer(batch_size) for block in self.blocks), 0)
 
     def hidden(self, tokens: Int[Tensor, "b t"], layers: XLState) -> tuple[Float[Tensor, "b t d"], XLState]:
+        backbone, after = self._backbone(tokens.shape[1]), layers._replace(length=layers.length + tokens.shape[1])
+        if backbone is not None:
+            return backbone.hidden(self.embedding(tokens), self._attending(layers)), after
         x = self.embedding(tokens)
         biases = self.content_bias, self.distance_bias
         for block, buffer in zip(self.blocks, layers.buffers, strict=True):
             x = x + block.attention(block.norm_attention(x), buffer, layers.length, self.sinusoids, *biases)
             x = x + block.ffn(block.norm_ffn(x))
-        return self.norm(x), layers._replace(length=layers.length + tokens.shape[1])
+        return self.norm(x), after
+
+    def predict(self, tokens: Int[Tensor, "b t"], layers: XLState) -> tuple[Float[Tensor, "b t v"], XLState]:
+        backbone = self._backbone(tokens.shape[1])
+        if backbone is None:
+            return super().predict(tokens, layers)
+        logits = backbone.logits(self.embedding(tokens), self._attending(layers))
+        return logits, layers._replace(length=layers.length + 1)
+
+    def _attending(self, layers: XLState) -> Attend:
+        """What one token gathers in each layer; writes the buffers."""
+        attentions = [block.attention for block in self.blocks]
+        fixed = layers.length, self.sinusoids, self.content_bias, self.distance_bias
+
+        def attend(layer: int, heads: Float[Tensor, "b w"]) -> Float[Tensor, "b d"]:
+            return attentions[layer].step(heads, layers.buffers[layer], *fixed)
+
+        return attend
+
+    def _backbone(self, n: int) -> LeanBackbone | None:
+        """What reads n new tokens of every row quicker than the modules do, if anything."""
+        return self.ladder.serving(self, n, self._weights)
+
+    def _weights(self) -> BackboneWeights:
+        return BackboneWeights(
+            embedding=self.embedding.weight,
+            blocks=[block.weights() for block in self.blocks],
+            norm=self.norm.weight,
+            unembedding=self.unembedding.weight,
+            eps=self.config.norm_eps,
+        )
 
     def logits(self, hidden: Float[Tensor, "*n d"]) -> Float[Tensor, "*n v"]:
         return self.unembedding(hidden)

@@ -57,6 +57,11 @@ _PROBES: dict[str, dict[str, Callable[[], str]]] = {
         "lean": _always,
         "cuda": attention_cuda.flash_reason,
     },
+    "decode": {
+        "reference": _always,
+        "lean": _always,
+        "native": native.reason,
+    },
 }
 OPERATIONS = tuple(_PROBES)
 _KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -75,12 +80,13 @@ def available(op: str) -> dict[str, str]:
     return {level: probe() for level, probe in _probes(op).items()}
 
 
-def pick(op: str, device: torch.device, dtype: torch.dtype, requested: str = "auto") -> str:
+def pick(op: str, device: torch.device, dtype: torch.dtype, requested: str = "auto", *, hindrance: str = "") -> str:
     """The level that `op` runs at for inputs of this device and type.
 
     Args:
         requested: a level, or "auto", which defers to ARCHBENCH_BACKEND and, where that is unset or "auto", takes the
             best level there is. On the meta device nothing runs, and any level is allowed.
+        hindrance: why no kernel can serve this call, if none can: "auto" then takes `lean`.
 
     Raises:
         BackendError: the level asked for does not exist, is not available, or does not serve this device or type.
@@ -91,9 +97,9 @@ def pick(op: str, device: torch.device, dtype: torch.dtype, requested: str = "au
         if requested in LEVELS and requested not in _probes(op):
             requested = "lean"
     if requested != "auto":
-        return _granted(op, device, dtype, requested, asked_by)
+        return _granted(op, device, dtype, requested, asked_by, hindrance)
     best = "cuda" if device.type == "cuda" else "native"
-    if best not in _probes(op) or device.type != _KERNEL_DEVICE[best] or dtype not in _served_types(op):
+    if hindrance or best not in _probes(op) or device.type != _KERNEL_DEVICE[best] or dtype not in _served_types(op):
         return "lean"
     found = _probes(op)[best]()
     if found == "ok":
@@ -117,7 +123,7 @@ def forget() -> None:
     _used.clear()
 
 
-def _granted(op: str, device: torch.device, dtype: torch.dtype, level: str, asked_by: str) -> str:
+def _granted(op: str, device: torch.device, dtype: torch.dtype, level: str, asked_by: str, hindrance: str) -> str:
     probes = _probes(op)
     where = f"{op}: {asked_by}{level}"
     if level not in probes:
@@ -130,6 +136,8 @@ def _granted(op: str, device: torch.device, dtype: torch.dtype, level: str, aske
     if level in _KERNEL_DEVICE and dtype not in _served_types(op):
         served_types = ", ".join(str(served).removeprefix("torch.") for served in _served_types(op))
         raise BackendError(f"{where}: this level takes {served_types}, got {dtype}; use lean or auto")
+    if level in _KERNEL_DEVICE and hindrance:
+        raise BackendError(f"{where}: {hindrance}; use lean or auto")
     found = probes[level]()
     if found != "ok":
         raise BackendError(f"{where}: not available here: {found}")
@@ -138,7 +146,9 @@ def _granted(op: str, device: torch.device, dtype: torch.dtype, level: str, aske
 
 def _served_types(op: str) -> tuple[torch.dtype, ...]:
     """The types that the kernels of `op` take; flash-attn computes in half types only."""
-    return (torch.bfloat16, torch.float16) if op == "attention" else _KERNEL_DTYPES
+    return {"attention": (torch.bfloat16, torch.float16), "decode": (torch.float32, torch.bfloat16)}.get(
+        op, _KERNEL_DTYPES
+    )
 
 
 def _probes(op: str) -> dict[str, Callable[[], str]]:

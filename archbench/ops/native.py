@@ -34,7 +34,8 @@ import torch
 from archbench.errors import BackendError
 
 SOURCES = Path(__file__).parent / "csrc"
-UNITS = ("scan.c", "ssd.c", "conv.c")  # each is one translation unit; lanes.c is included by both
+UNITS = ("scan.c", "ssd.c", "conv.c", "decode.c", "recurrent.c")  # each is one translation unit
+INCLUDED = ("lanes.c", "panels.c", "inference.c")  # by units
 COMPILERS = ("cc", "gcc", "clang")
 COMPILE_TIMEOUT_S = 300
 
@@ -99,7 +100,7 @@ def _processor() -> str:
 def _key(command: list[str]) -> str:
     compiler = Path(command[0]).resolve()
     identity = compiler.stat()
-    parts = [*command, str(compiler), str(identity.st_size), str(identity.st_mtime_ns), *_flags(), _processor()]
+    parts = [*command, str(compiler), str(identity.st_size), str(identity.st_mtime_ns), *_flags(), *UNITS, _processor()]
     parts.extend(source.read_text() for source in sorted(SOURCES.glob("*.c")))
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
 

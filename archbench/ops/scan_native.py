@@ -16,7 +16,7 @@ from torch import Tensor
 
 from archbench.ops import native
 
-CHUNK = 64
+CHUNK = 32
 
 
 class Rows(ctypes.Structure):
@@ -47,6 +47,16 @@ def _kernels(library: ctypes.CDLL) -> tuple[Callable[..., int], Callable[..., in
         kernel.restype = ctypes.c_int64
     library.archbench_scan_group.restype = ctypes.c_int64
     return library.archbench_scan_forward, library.archbench_scan_backward, library.archbench_scan_group()
+
+
+def arithmetic(n_tokens: int, n_states: int) -> tuple[Callable[[], float], int]:
+    """What a forward scan cannot do without, on registers alone, for measuring: a call that computes n_tokens tokens of
+    so many channels, and that number. States are counted in eights, rounded up."""
+    library = native.library()
+    library.archbench_lanes.restype = ctypes.c_int64
+    library.archbench_scan_arithmetic.argtypes = (ctypes.c_int64, ctypes.c_int64)
+    library.archbench_scan_arithmetic.restype = ctypes.c_float
+    return lambda: library.archbench_scan_arithmetic(n_tokens, -(-n_states // 8)), library.archbench_lanes()
 
 
 def starts_shape(b: int, t: int, d: int, n: int) -> tuple[int, ...]:

@@ -17,6 +17,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import partial
 
+import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Generator, Tensor, nn
@@ -28,6 +29,8 @@ from archbench.architectures.calm.heads import EnergyHead, Head
 from archbench.architectures.calm.parts import Affine, layer_norm
 from archbench.architectures.transformer import Block, TransformerConfig
 from archbench.layers import Embedding, KVCache, RMSNorm, Stack, empty_cache, rotary_angles
+from archbench.ops.decode import decoders
+from archbench.ops.decode_weights import DecoderWeights
 
 HEADS: Mapping[str, type[EnergyHead | DiffusionHead | FlowHead]] = {
     "energy": EnergyHead,
@@ -74,6 +77,7 @@ class ContinuousLM(nn.Module):
         self.blocks: Stack[Block] = Stack(Block(backbone, generator) for _ in range(config.n_layers))
         self.norm = RMSNorm(config.d_model, config.norm_eps)
         self.head: Head = HEADS[config.head](config, generator)
+        self.decoders = decoders()
 
     @property
     def reads_latents(self) -> bool:
@@ -98,12 +102,33 @@ class ContinuousLM(nn.Module):
             assert latents is not None
             read.append(self.from_latent(latents))
         x, config = sum(read[1:], start=read[0]), self.backbone_config
+        decoder = self.decoders.serving(self, chunks.shape[1], self._weights)
+        if decoder is not None:
+            found = decoder.read(chunks[:, :, 0], layers, layers[0].length, embedded=x, logits=False)
+            return self.norm(found.stream), found.caches
         angles = rotary_angles(layers[0].length, chunks.shape[1], config.head_dim, config.rope_theta, x.device)
         caches = []
         for block, cache in zip(self.blocks, layers, strict=True):
             x, cache = block(x, angles, cache)
             caches.append(cache)
         return self.norm(x), tuple(caches)
+
+    def _weights(self) -> DecoderWeights:
+        """What a decode step needs of the blocks. It looks no token up and predicts none, so any matrix stands in."""
+        config, no_table = self.backbone_config, self.norm.weight[None]
+        return DecoderWeights(
+            embedding=no_table,
+            blocks=tuple(block.weights() for block in self.blocks),
+            norm=self.norm.weight,
+            unembedding=no_table,
+            n_heads=config.n_heads,
+            n_kv_heads=config.kv_heads,
+            head_dim=config.head_dim,
+            eps=config.norm_eps,
+            angles=partial(
+                rotary_angles, head_dim=config.head_dim, theta=config.rope_theta, device=torch.device("cpu")
+            ),
+        )
 
     def flops(self, n: int, context: int, causal: float, passes: int) -> float:
         """Reading n chunks after `context` chunks, without the head: forward only, or 3 passes with the backward one.

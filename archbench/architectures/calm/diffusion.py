@@ -65,7 +65,7 @@ class DiffusionHead(Head):
         plan = schedule(STEPS)
         signal = _at(plan.signal, step)
         noisy = signal.sqrt() * latent + (1 - signal).sqrt() * noise
-        found, v = self.net(noisy, step.float(), self.net.condition(hidden)).chunk(2, dim=-1)
+        found, v = self.net(noisy, self.net.at(step.float(), self.net.condition(hidden))).chunk(2, dim=-1)
         error = (found - noise).square().mean()
         # The mean is held fixed, so that the divergence trains the variance alone.
         predicted = (noisy - (1 - signal).sqrt() * found.detach()) / signal.sqrt()
@@ -78,18 +78,16 @@ class DiffusionHead(Head):
         return Loss(error + bits, {"error": error.detach(), "divergence": bits.detach()})
 
     def sample(self, hidden: Float[Tensor, "p d"], n: int, noise: Noise) -> Float[Tensor, "p n l"]:
-        condition, width = self.net.condition(hidden), self.config.latent_width
-        x = noise.normal(len(hidden), n, width, hidden.device)
-        plan = schedule(self.config.diffusion_steps)
-        for index in reversed(range(self.config.diffusion_steps)):
-            time, signal, high, low, from_latent, from_noisy = (float(column[index]) for column in plan)
-            told = torch.full((1, 1), time, device=x.device)
-            found, v = self.net(x, told, condition).chunk(2, dim=-1)
-            latent = (x - math.sqrt(1 - signal) * found) / math.sqrt(signal)
-            x = from_latent * latent + from_noisy * x
-            if index:
-                spread = (0.5 * (low + (v + 1) / 2 * (high - low))).exp()
-                x = x + spread * noise.normal(len(hidden), n, width, hidden.device)
+        p, width = len(hidden), self.config.latent_width
+        x = noise.normal(p, n, width, hidden.device)
+        steps = sampling_steps(self.config.diffusion_steps)
+        modulations = self.net.at_times([step.time for step in steps], self.net.condition(hidden))
+        for step, by in zip(steps, modulations, strict=True):
+            found, v = self.net(x, by).chunk(2, dim=-1)
+            x = torch.add(x * step.of_noisy, found, alpha=step.of_found)
+            if not step.last:
+                spread = torch.add(v * step.by_v, step.centre).exp_()
+                x = torch.addcmul(x, spread, noise.normal(p, n, width, hidden.device))
         return x
 
     def training_flops(self, n: int) -> float:
@@ -123,6 +121,31 @@ def schedule(n_steps: int) -> Schedule:
             beta * before.sqrt() / (1 - signal),
             (1 - before) * (1 - beta).sqrt() / (1 - signal),
         )
+
+
+class Step(NamedTuple):
+    """One step of sampling, in numbers: the latent told by (x, eps), put into the mean of q, is a sum of both; the log
+    of the standard deviation, half the log variance between its bounds, is `centre` + `by_v` v."""
+
+    time: float
+    of_noisy: float
+    of_found: float
+    centre: float
+    by_v: float
+    last: bool
+
+
+@lru_cache
+def sampling_steps(n_steps: int) -> tuple[Step, ...]:
+    """The schedule walked down."""
+    steps = []
+    for index, (time, signal, high, low, from_latent, from_noisy) in enumerate(zip(*schedule(n_steps), strict=True)):
+        of_noisy = float(from_noisy + from_latent / signal.sqrt())
+        of_found = float(-from_latent * ((1 - signal) / signal).sqrt())
+        steps.append(
+            Step(float(time), of_noisy, of_found, float((low + high) / 4), float((high - low) / 4), last=index == 0)
+        )
+    return tuple(reversed(steps))
 
 
 def _at(column: Float64[Tensor, " t"], step: Int[Tensor, "p n"]) -> Float[Tensor, "p n 1"]:

@@ -45,24 +45,21 @@ class FlowHead(Head):
         start = torch.randn(latent.shape, generator=generator, device=latent.device)
         time = torch.rand(latent.shape[:2], generator=generator, device=latent.device)
         mixed = (1 - time[..., None]) * start + time[..., None] * latent
-        velocity = self.net(mixed, (TIMES * time).floor(), self.net.condition(hidden))
+        velocity = self.net(mixed, self.net.at((TIMES * time).floor(), self.net.condition(hidden)))
         return Loss((velocity - (latent - start)).square().mean())
 
     def sample(self, hidden: Float[Tensor, "p d"], n: int, noise: Noise) -> Float[Tensor, "p n l"]:
-        condition = self.net.condition(hidden)
         x = noise.normal(len(hidden), n, self.config.latent_width, hidden.device)
-        step = 1 / self.config.flow_steps
-
-        def velocity(x: Float[Tensor, "p n l"], time: float) -> Float[Tensor, "p n l"]:
-            told = torch.full((1, 1), float(math.floor(TIMES * time)), device=x.device)
-            return self.net(x, told, condition)
-
-        for index in range(self.config.flow_steps):
-            time = index * step
-            slope = velocity(x, time)
-            if self.config.flow_solver == "midpoint":
-                slope = velocity(x + step / 2 * slope, time + step / 2)
-            x = x + step * slope
+        step, midpoint = 1 / self.config.flow_steps, self.config.flow_solver == "midpoint"
+        times = [index * step for index in range(self.config.flow_steps)]
+        if midpoint:
+            times = [time + half for time in times for half in (0, step / 2)]
+        told = self.net.at_times([float(math.floor(TIMES * time)) for time in times], self.net.condition(hidden))
+        for by in told:
+            slope = self.net(x, by)
+            if midpoint:
+                slope = self.net(torch.add(x, slope, alpha=step / 2), next(told))
+            x = torch.add(x, slope, alpha=step)
         return x
 
     def training_flops(self, n: int) -> float:

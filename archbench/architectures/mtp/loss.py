@@ -37,12 +37,31 @@ class Head(NamedTuple):
 
     def loss(self, stream: Float[Tensor, "b t d"]) -> Float[Tensor, ""]:
         """Mean cross-entropy in nats, not yet times `weight`."""
-        logits = self.logits(stream).flatten(0, 1)
-        wide = logits if logits.dtype == torch.float64 else logits.float()
+        wide = _wide(self.logits(stream).flatten(0, 1))
         if self.counts is None:
             return F.cross_entropy(wide, self.targets.flatten())
         each = F.cross_entropy(wide, self.targets.flatten(), reduction="none")
         return (each * self.counts.flatten()).sum() / self.counts.sum().clamp(min=1e-9)
+
+    def loss_and_gradient(self, logits: Float[Tensor, "b t v"]) -> tuple[Float[Tensor, ""], Float[Tensor, "b t v"]]:
+        """`loss` of these logits, and the gradient of `weight` times it: share (softmax - target), made in the place
+        of the log-probabilities. Autograd would hold three tensors of that size at once."""
+        targets = self.targets.flatten()
+        log_probs = _wide(logits.detach().flatten(0, 1)).log_softmax(dim=-1)
+        counted = targets.ge(0).to(log_probs.dtype)
+        if self.counts is None:
+            share = counted / counted.sum()
+        else:
+            share = counted * self.counts.flatten() / self.counts.sum().clamp(min=1e-9)
+        places = targets.clamp(min=0)[:, None]
+        loss = -(log_probs.gather(1, places)[:, 0] * share).sum()
+        share = (share * self.weight)[:, None].to(log_probs.dtype)
+        gradient = log_probs.exp_().mul_(share).scatter_add_(1, places, -share)
+        return loss, gradient.view(logits.shape).to(logits.dtype)
+
+
+def _wide(logits: Float[Tensor, "*n v"]) -> Float[Tensor, "*n v"]:
+    return logits if logits.dtype == torch.float64 else logits.float()
 
 
 def weighted_sum(
@@ -72,16 +91,16 @@ class _HeadByHead(torch.autograd.Function):
         losses = []
         for head in heads:
             with torch.enable_grad():
-                loss = head.loss(leaves[head.stream])
-            with _without_autocast(loss.device):
-                weight = torch.full_like(loss, head.weight)
-                found = torch.autograd.grad(loss, [sources[i] for i in wanted], weight, allow_unused=True)
+                logits = head.logits(leaves[head.stream])
+            with _without_autocast(logits.device):
+                loss, of_logits = head.loss_and_gradient(logits)
+                found = torch.autograd.grad(logits, [sources[i] for i in wanted], of_logits, allow_unused=True)
             for i, gradient in zip(wanted, found, strict=True):
                 before = gradients[i]
                 if gradient is not None:
                     gradients[i] = gradient if before is None else before.add_(gradient)
-            losses.append(loss.detach())
-            del loss, found
+            losses.append(loss)
+            del logits, of_logits, found
         ctx.gradients = gradients
         each = torch.stack(losses)
         ctx.mark_non_differentiable(each)

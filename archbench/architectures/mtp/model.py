@@ -29,7 +29,7 @@ from archbench.architectures.mtp.heads import KINDS, Memory, Path
 from archbench.architectures.mtp.loss import Head, weighted_sum
 from archbench.architectures.mtp.rows import Place, Rows, place, read_block
 from archbench.architectures.mtp.verify import Speculation
-from archbench.architectures.transformer import Block
+from archbench.architectures.transformer import Block, decoder_weights
 from archbench.errors import ContextOverflow
 from archbench.layers import Embedding, KVCache, Linear, RMSNorm, Stack, empty_cache, rotary_angles
 from archbench.model import (
@@ -46,6 +46,8 @@ from archbench.model import (
     decay_groups,
     exact_rows,
 )
+from archbench.ops.decode import Decoder, decoders
+from archbench.ops.decode_weights import DecoderWeights
 from archbench.sampling import Sampling
 
 
@@ -88,6 +90,7 @@ class MTP(SequenceModel, Likelihood, Speculative):
             config.d_model, config.vocab_size, std=0.3 * config.d_model**-0.5, generator=generator
         )
         self.extra_heads = KINDS[config.heads](config, generator)
+        self.decoders = decoders()
 
     @property
     def path(self) -> Path:
@@ -194,19 +197,23 @@ class MTP(SequenceModel, Likelihood, Speculative):
 
     def prefill(self, tokens: Int[Tensor, "b t"], state: MTPState) -> MTPState:
         for chunk in tokens.split(self.prefill_chunk, dim=1) if tokens.shape[1] else ():
-            _, state = self._read_text(chunk, state)
+            _, state = self._read_text(chunk, state, logits=False)
         return state
 
     def score(self, tokens: Int[Tensor, "b t"], state: MTPState) -> tuple[Float[Tensor, "b t v"], MTPState]:
         if not tokens.shape[1]:
             return torch.zeros(*tokens.shape, self.vocab_size, device=tokens.device), state
-        hidden, state = self._read_text(tokens, state)
-        return self.unembedding(hidden).float().log_softmax(dim=-1), state
+        logits, state = self._read_text(tokens, state, logits=True)
+        assert logits is not None
+        return logits.float().log_softmax(dim=-1), state
 
     def decode_step(self, state: MTPState, sampling: Sampling, generator: Generator | None) -> Emission:
         rows = state.rows.settled()
-        speculation = Speculation(sampling, generator, self.config.draft_policy)
         k = self._block_after(rows)
+        decoder = self._decoder(k, rows, state)
+        speculation = Speculation(sampling, generator, self.config.draft_policy)
+        if decoder is not None:
+            return self._quick_step(decoder, state, rows, k, speculation)
         inputs = state.pending[:, None]
         if k > 1:
             drafts = self.extra_heads.draft(self.path, state.memory, rows, k - 1, speculation.pick)
@@ -219,6 +226,32 @@ class MTP(SequenceModel, Likelihood, Speculative):
         memory = Memory(caches, ends[row, counts - 1])
         pending = tokens[row, counts - 1]
         return Emission(tokens, counts, MTPState(pending, read.layers, memory, rows.plus_each(counts, k)))
+
+    def _quick_step(self, decoder: Decoder, state: MTPState, rows: Rows, k: int, speculation: Speculation) -> Emission:
+        """A step whose products a decoder computes: heads are unembeddings, or there is none but the first."""
+        self._check_room(rows.length + k)
+        last = state.memory.last
+        if speculation.sampling.greedy and k > 1:
+            block = decoder.speculate(state.pending, last[:, 0], k, state.layers, rows.length, rows.behind)
+            tokens, counts, pending, ends, caches = block
+            last = ends[:, None].to(last.dtype)
+        elif speculation.sampling.greedy and self.config.block == 1 and rows.behind is None:
+            pending, caches = decoder.write(state.pending, state.layers, rows.length)
+            tokens, counts = pending[:, None], torch.ones_like(pending)
+        else:
+            inputs = state.pending[:, None]
+            if k > 1:
+                guesses = decoder.draft(last[:, 0], k - 1).unbind(dim=1)
+                inputs = torch.cat([inputs, *(speculation.pick(guess)[:, None] for guess in guesses)], dim=1)
+            stream, logits, caches = decoder.read(inputs, state.layers, rows.length, behind=rows.behind)
+            assert logits is not None
+            tokens, counts = speculation.verify(logits, inputs[:, 1:])
+            row = torch.arange(len(counts))
+            pending = tokens[row, counts - 1]
+            if self.config.block > 1:
+                last = stream[row, counts - 1][:, None].to(last.dtype)
+        memory = Memory((), last)
+        return Emission(tokens, counts, MTPState(pending, caches, memory, rows.plus_each(counts, k)))
 
     def plain(self) -> MTP:
         """The Transformer of trunk and head 1: `decoding: next_token` on the same weights."""
@@ -233,24 +266,51 @@ class MTP(SequenceModel, Likelihood, Speculative):
         room = self.config.block if limit is None else limit - rows.length
         return 1 if rows.length == 0 else max(1, min(self.config.block, room))
 
-    def _read_text(self, tokens: Int[Tensor, "b t"], state: MTPState) -> tuple[Float[Tensor, "b t d"], MTPState]:
-        """Reads given tokens; vectors for the logits of each. Gives up `state`."""
-        rows = state.rows.settled()
+    def _read_text(
+        self, tokens: Int[Tensor, "b t"], state: MTPState, *, logits: bool
+    ) -> tuple[Float[Tensor, "b t v"] | None, MTPState]:
+        """Reads given tokens; logits of each where wanted. Gives up `state`."""
+        rows, t = state.rows.settled(), tokens.shape[1]
         inputs = torch.cat([state.pending[:, None], tokens[:, :-1]], dim=1)
-        read = self._pass(inputs, rows, state.layers)
-        caches, ends = self._read_heads(read, tokens, state.memory)
-        memory = Memory(caches, ends[:, -1].clone())
-        rows = rows.plus(tokens.shape[1])
-        return read.hidden, MTPState(tokens[:, -1].clone(), read.layers, memory, rows)
+        decoder = self._decoder(t, rows, state)
+        if decoder is not None:
+            self._check_room(rows.length + t)
+            stream, found, layers = decoder.read(inputs, state.layers, rows.length, behind=rows.behind, logits=logits)
+            last = state.memory.last
+            if self.config.block > 1:
+                last = stream[:, -1:].to(last.dtype).clone()
+            memory = Memory((), last)
+        else:
+            read = self._pass(inputs, rows, state.layers)
+            found = self.unembedding(read.hidden) if logits else None
+            caches, ends = self._read_heads(read, tokens, state.memory)
+            memory, layers = Memory(caches, ends[:, -1].clone()), read.layers
+        return found, MTPState(tokens[:, -1].clone(), layers, memory, rows.plus(t))
+
+    def _decoder(self, n: int, rows: Rows, state: MTPState) -> Decoder | None:
+        """What reads n new tokens of every row quicker than the modules do, if anything."""
+        config = self.config
+        hindrance = ""
+        if config.heads != "replicated" and config.n_future > 1:
+            hindrance = f"heads of type {config.heads} draft through their modules"
+        decoder = self.decoders.serving(self, n, self._weights, hindrance, state.layers)
+        return None if decoder is None or (rows.behind is not None and not decoder.ragged) else decoder
+
+    def _weights(self) -> DecoderWeights:
+        drafts = self.extra_heads.heads if self.config.block > 1 else ()
+        return decoder_weights(self.config, self.embedding, self.blocks, self.norm, self.unembedding, drafts)
+
+    def _check_room(self, end: int) -> None:
+        limit = self.config.max_context
+        if limit is not None and end > limit:
+            raise ContextOverflow(
+                f"mtp.max_context: {end} tokens do not fit into {limit}; raise max_context or feed fewer"
+            )
 
     def _pass(self, tokens: Int[Tensor, "b t"], rows: Rows, layers: tuple[KVCache, ...]) -> _Read:
         """Trunk and head 1 over new tokens of every row. Gives up `layers`."""
         config, (b, t) = self.config, tokens.shape
-        if config.max_context is not None and rows.length + t > config.max_context:
-            raise ContextOverflow(
-                f"mtp.max_context: {rows.length + t} tokens do not fit into {config.max_context}; raise max_context or "
-                "feed fewer"
-            )
+        self._check_room(rows.length + t)
         where = place(config, rows, b, t, tokens.device)
         x = self.embedding(tokens)
         trunk, caches = x, []

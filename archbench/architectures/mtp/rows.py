@@ -43,6 +43,8 @@ class Rows(NamedTuple):
         row goes on by one."""
         if most == 1 or counts.is_meta:
             return self.plus(1)
+        if len(counts) == 1 and self.behind is None:
+            return self.plus(int(counts))
         short = most - counts
         return Rows(self.length + most, short if self.behind is None else short + self.behind).settled()
 

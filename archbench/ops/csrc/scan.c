@@ -4,10 +4,12 @@
  *   h[n]  = exp(step A[n]) h[n] + step x B[n]
  *   y     = (sum_n C[n] h[n] + D x) silu(z)
  *
- * One job is one batch row and one group of GROUP channels. Inside a job the outer loop runs over chunks of tokens and the
- * inner one over blocks of LANES channels, so a chunk's rows stay in cache; inside a block, STATES state indices at a time
- * keep their h in registers. The forward pass keeps h at the chunk starts only ("starts"); the backward pass
- * rebuilds one chunk of one block in scratch and sweeps it in reverse. Nothing of size tokens x channels x states exists.
+ * One job is one batch row and one group of GROUP channels. Inside a job the outer loop runs over tokens and the inner one
+ * over blocks of LANES channels; inside a block, STATES state indices at a time keep their h in registers. The forward
+ * pass goes by strips of STRIP tokens, whose rows it reads and writes whole (walking down a block's column instead takes
+ * one cache line of each row, which no prefetcher foresees), and keeps h at the chunk starts only ("starts"). The
+ * backward pass rebuilds one chunk of one block in scratch and sweeps it in reverse. Nothing of size tokens x channels x
+ * states exists.
  *
  * Jobs never write to the same place and their extent does not depend on the number of threads: sums over channels
  * (dB, dC) and over rows (dA, dD, ddt_bias) leave here as one partial per job, added up by the caller in a fixed order.
@@ -16,6 +18,7 @@
 #include "lanes.c"
 
 #define GROUP 256
+#define STRIP 16
 #define LOG2E 1.44269504f
 #define LN2 0.69314718f
 
@@ -166,21 +169,61 @@ static struct place place_of(const struct scan_args *k, int64_t job) {
   return at;
 }
 
-/* step, step * x and D * x of one block over a chunk. */
+/* step, step * x and D * x of one block of lanes at one token. */
+INLINE void enter(const float *x_row, const float *dt_row, vf bias, vf skip, ptrdiff_t m, vf *step, vf *input, vf *y) {
+  const vf x = load(x_row, m), raw = load(dt_row, m) + bias;
+  *step = softplus(raw, exp_minus_abs(raw));
+  *input = *step * x;
+  *y = skip * x;
+}
+
+/* Of one block over a chunk. */
 INLINE void enter_block(const struct scan_args *k, ptrdiff_t b, ptrdiff_t t0, ptrdiff_t steps, ptrdiff_t c, ptrdiff_t m,
                         vf *step, vf *input, vf *y) {
   const vf bias = k->dt_bias ? load(k->dt_bias + c, m) : splat(0.0f);
   const vf skip = k->D ? load(k->D + c, m) : splat(0.0f);
+  for (ptrdiff_t t = 0; t < steps; t++)
+    enter(row_of(&k->x, b, t0 + t) + c, row_of(&k->dt, b, t0 + t) + c, bias, skip, m, step + t, input + t, y + t);
+}
+
+struct strip { /* one block over some tokens */
+  vf step[STRIP], input[STRIP], y[STRIP];
+};
+
+static void enter_strip(const struct scan_args *k, const struct place *at, ptrdiff_t t0, ptrdiff_t steps,
+                        struct strip *strips) {
   for (ptrdiff_t t = 0; t < steps; t++) {
-    const vf x = load(row_of(&k->x, b, t0 + t) + c, m);
-    const vf raw = load(row_of(&k->dt, b, t0 + t) + c, m) + bias;
-    step[t] = softplus(raw, exp_minus_abs(raw));
-    input[t] = step[t] * x;
-    y[t] = skip * x;
+    const float *x = row_of(&k->x, at->b, t0 + t) + at->first, *dt = row_of(&k->dt, at->b, t0 + t) + at->first;
+    struct strip *s = strips;
+    for (ptrdiff_t i = 0; i < at->width; i += LANES, s++) {
+      const ptrdiff_t m = at->width - i;
+      const vf bias = k->dt_bias ? load(k->dt_bias + at->first + i, m) : splat(0.0f);
+      const vf skip = k->D ? load(k->D + at->first + i, m) : splat(0.0f);
+      enter(x + i, dt + i, bias, skip, m, s->step + t, s->input + t, s->y + t);
+    }
   }
 }
 
-static void forward_job(const struct scan_args *k, int64_t job, float *A2, float *h, vf *step, vf *input, vf *y) {
+/* Gates the outputs and writes them. */
+static void leave_strip(const struct scan_args *k, const struct place *at, ptrdiff_t t0, ptrdiff_t steps,
+                        const struct strip *strips) {
+  for (ptrdiff_t t = 0; t < steps; t++) {
+    const float *z = k->z.p ? row_of(&k->z, at->b, t0 + t) + at->first : NULL;
+    float *y = k->y + (at->b * k->n_tokens + t0 + t) * k->n_channels + at->first;
+    const struct strip *s = strips;
+    for (ptrdiff_t i = 0; i < at->width; i += LANES, s++) {
+      const ptrdiff_t m = at->width - i;
+      vf v = s->y[t];
+      if (z) {
+        const vf gate = load(z + i, m);
+        v *= gate * logistic(gate, exp_minus_abs(gate));
+      }
+      store(y + i, v, m);
+    }
+  }
+}
+
+static void forward_job(const struct scan_args *k, int64_t job, float *A2, float *h, struct strip *strips) {
   const struct place at = place_of(k, job);
   const ptrdiff_t N = k->n_states, D = k->n_channels, b = at.b;
   to_lanes(A2, k->A + at.first * N, at.width, N, LOG2E);
@@ -188,33 +231,26 @@ static void forward_job(const struct scan_args *k, int64_t job, float *A2, float
     to_lanes(h, k->h0 + (b * D + at.first) * N, at.width, N, 1.0f);
   else
     memset(h, 0, sizeof(float) * N * GROUP);
-  for (ptrdiff_t j = 0; j < at.n_chunks; j++) {
-    const ptrdiff_t t0 = j * k->chunk, steps = at_most(k->chunk, k->n_tokens - t0);
-    if (k->starts)
+  for (ptrdiff_t t0 = 0, steps; t0 < k->n_tokens; t0 += steps) {
+    steps = at_most(STRIP, at_most(k->n_tokens - t0, k->chunk - t0 % k->chunk)); /* a strip lies in one chunk */
+    if (k->starts && t0 % k->chunk == 0)
       for (ptrdiff_t n = 0; n < N; n++)
-        memcpy(k->starts + ((b * at.n_chunks + j) * N + n) * D + at.first, h + n * GROUP, sizeof(float) * at.width);
+        memcpy(k->starts + ((b * at.n_chunks + t0 / k->chunk) * N + n) * D + at.first, h + n * GROUP,
+               sizeof(float) * at.width);
+    enter_strip(k, &at, t0, steps, strips);
     for (ptrdiff_t i = 0; i < at.width; i += LANES) {
-      const ptrdiff_t c = at.first + i, m = at.width - i;
-      enter_block(k, b, t0, steps, c, m, step, input, y);
+      struct strip *s = strips + i / LANES;
       for (ptrdiff_t n = 0, count; n < N; n += count) {
         const struct run r = {
-            .steps = steps, .B_row = k->B.row, .C_row = k->C.row, .step = step, .input = input, .y = y,
+            .steps = steps, .B_row = k->B.row, .C_row = k->C.row, .step = s->step, .input = s->input, .y = s->y,
             .B = row_of(&k->B, b, t0) + n, .C = row_of(&k->C, b, t0) + n,
             .A2 = A2 + n * GROUP + i, .h = h + n * GROUP + i,
         };
         count = together(N - n);
         advance((int)count, 0, &r);
       }
-      float *out = k->y + (b * k->n_tokens + t0) * D + c;
-      for (ptrdiff_t t = 0; t < steps; t++, out += D) {
-        vf v = y[t];
-        if (k->z.p) {
-          const vf z = load(row_of(&k->z, b, t0 + t) + c, m);
-          v *= z * logistic(z, exp_minus_abs(z));
-        }
-        store(out, v, m);
-      }
     }
+    leave_strip(k, &at, t0, steps, strips);
   }
   from_lanes(k->h_last + (b * D + at.first) * N, h, at.width, N);
 }
@@ -309,12 +345,11 @@ static void backward_job(const struct scan_args *k, int64_t job, const struct re
 /* Run jobs first .. last-1. Return 0, or 1 when there was no memory for the scratch. */
 int64_t archbench_scan_forward(const struct scan_args *k, int64_t first, int64_t last) {
   const size_t states = sizeof(float) * k->n_states * GROUP;
-  char *room = scratch(2 * states + 3 * sizeof(vf) * k->chunk);
+  char *room = scratch(2 * states + sizeof(struct strip) * (GROUP / LANES));
   if (!room) return 1;
-  vf *step = (vf *)(room + 2 * states);
   const uint64_t mode = denormals_off();
   for (int64_t job = first; job < last; job++)
-    forward_job(k, job, (float *)room, (float *)(room + states), step, step + k->chunk, step + 2 * k->chunk);
+    forward_job(k, job, (float *)room, (float *)(room + states), (struct strip *)(room + 2 * states));
   denormals_restore(mode);
   free(room);
   return 0;
@@ -349,4 +384,28 @@ int64_t archbench_scan_backward(const struct scan_args *k, int64_t first, int64_
   denormals_restore(mode);
   free(room);
   return 0;
+}
+
+/* What a forward pass cannot do without, for measuring: the arithmetic of `tokens` tokens of LANES channels with
+ * 8 `eighths` states each, exponentials, multiply-adds, softplus and gate, on registers alone. */
+float archbench_scan_arithmetic(int64_t tokens, int64_t eighths) {
+  vf A[8], h[8], y[4] = {{0}}, x = splat(-3.0f);
+  for (int i = 0; i < 8; i++) {
+    A[i] = splat(-1.0f - (float)i);
+    h[i] = splat(0.0f);
+  }
+  for (int64_t t = 0; t < tokens; t++) {
+    x += 1e-6f;
+    const vf step = softplus(x, exp_minus_abs(x)), input = step * x;
+    for (int64_t k = 0; k < eighths; k++) {
+      UNROLL
+      for (int i = 0; i < 8; i++) {
+        h[i] = exp2v(step * A[i]) * h[i] + input * x;
+        y[i % 4] += h[i] * x;
+      }
+    }
+    const vf v = (y[0] + y[1]) + (y[2] + y[3]);
+    y[t % 4] = v * logistic(v, exp_minus_abs(v)) * 1e-3f;
+  }
+  return total((y[0] + y[1]) + (y[2] + y[3]));
 }

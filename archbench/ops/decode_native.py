@@ -1,0 +1,261 @@
+"""Whole-model decode steps of attention models, level `native`: binds csrc/decode.c. fp32 or bf16 weights on CPU.
+
+A `NativeDecoder` holds a model's matrices packed in panels and everything else the C code asks for; a call adds new
+tokens to caches that belong to the caller. One thread: a step is bound by reading the weights once. Results for a
+position do not depend, to the last bit, on how many positions or rows a call reads.
+
+Letters: b rows, t new tokens, d width, v vocabulary, k tokens of a block with k - 1 drafts.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import threading
+from collections.abc import Callable, Sequence
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from archbench.layers import KVCache, filled
+from archbench.ops import native
+from archbench.ops.decode_weights import AngleTable, BlockWeights, DecoderWeights, LastCaches, Read, Written
+from archbench.ops.panels import Packed, Panels
+
+
+class _Block(ctypes.Structure):
+    """`struct block` of decode.c."""
+
+    _fields_ = (
+        *((name, Panels) for name in ("qkv", "out", "gate_up", "down")),
+        *((name, ctypes.c_void_p) for name in ("norm_attention", "norm_ffn")),
+    )
+
+
+class _Arguments(ctypes.Structure):
+    """`struct decode_args` of decode.c, field by field."""
+
+    _fields_ = (
+        *(
+            (name, ctypes.c_int64)
+            for name in ("n_layers", "d_model", "n_heads", "n_kv_heads", "head_dim", "d_ffn", "n_vocab")
+        ),
+        ("eps", ctypes.c_double),
+        ("embedding", ctypes.c_void_p),
+        ("half_embedding", ctypes.c_int64),
+        ("blocks", ctypes.POINTER(_Block)),
+        ("norm", ctypes.c_void_p),
+        ("unembedding", Panels),
+        ("drafts", Panels),
+        ("n_rows", ctypes.c_int64),
+        ("n_new", ctypes.c_int64),
+        ("tokens", ctypes.c_void_p),
+        ("length", ctypes.c_int64),
+        *((name, ctypes.c_void_p) for name in ("behind", "cos", "sin")),
+        ("first_angle", ctypes.c_int64),
+        ("caches", ctypes.POINTER(ctypes.c_void_p)),
+        ("capacity", ctypes.c_int64),
+        ("half_caches", ctypes.c_int64),
+        *((name, ctypes.c_void_p) for name in ("stream", "logits", "best")),
+        ("n_drafts", ctypes.c_int64),
+        *((name, ctypes.c_void_p) for name in ("last", "draft_logits")),
+        *((name, ctypes.c_void_p) for name in ("block_tokens", "counts", "pending", "next_last")),
+    )
+
+
+@functools.cache
+def _kernels(library: ctypes.CDLL) -> tuple[Callable[..., int], ...]:
+    """(read, draft, speculate)."""
+    found = (library.archbench_decode_read, library.archbench_decode_draft, library.archbench_decode_speculate)
+    for kernel in found:
+        kernel.argtypes = (ctypes.c_void_p,)
+        kernel.restype = ctypes.c_int64
+    return found
+
+
+class NativeDecoder:
+    """A model's weights packed, ready for steps."""
+
+    ragged = True
+    """rows may stand at different places"""
+
+    def __init__(self, weights: DecoderWeights) -> None:
+        self._kernels = _kernels(native.library())
+        self._held: list[object] = []
+        self._table = None if weights.angles is None else AngleTable(weights.angles, _halves)
+        blocks = (_Block * len(weights.blocks))(*(self._block(block) for block in weights.blocks))
+        n_vocab, d_model = weights.embedding.shape
+        embedding = self._keep(weights.embedding.detach().contiguous())
+        arguments = self._arguments = _Arguments(
+            n_layers=len(weights.blocks),
+            d_model=d_model,
+            n_heads=weights.n_heads,
+            n_kv_heads=weights.n_kv_heads,
+            head_dim=weights.head_dim,
+            d_ffn=weights.blocks[0].down.shape[1],
+            n_vocab=n_vocab,
+            eps=weights.eps,
+            embedding=embedding.data_ptr(),
+            half_embedding=embedding.dtype == torch.bfloat16,
+            blocks=blocks,
+            norm=self._gain(weights.norm),
+            unembedding=self._packed(weights.unembedding),
+        )
+        if weights.drafts:
+            arguments.drafts = self._packed(torch.cat([head.detach() for head in weights.drafts]))
+        self._pointers = (ctypes.c_void_p * (2 * len(weights.blocks)))()
+        arguments.caches = self._pointers
+        self._last = LastCaches()
+        self._stream = torch.empty(0)
+        self._address = ctypes.addressof(arguments)
+        self._busy = threading.Lock()
+        self._shape = (n_vocab, d_model)
+
+    def read(
+        self,
+        tokens: Int[Tensor, "b t"],
+        caches: Sequence[KVCache],
+        length: int,
+        *,
+        embedded: Float[Tensor, "b t d"] | None = None,
+        behind: Int[Tensor, " b"] | None = None,
+        logits: bool = True,
+    ) -> Read:
+        """Reads tokens, or what stands for them, `embedded`, behind `length` positions; row b goes on `behind[b]`
+        positions before. Gives up `caches`.
+
+        Raises:
+            IndexError: a token is not in the vocabulary.
+        """
+        tokens, (b, t) = tokens.contiguous(), tokens.shape
+        n_vocab, d_model = self._shape
+        stream = torch.empty(b, t, d_model)
+        if embedded is not None:
+            stream.copy_(embedded)
+        found = torch.empty(b, t, n_vocab) if logits else None
+        with self._busy:
+            caches = self._placed(tokens, t, caches, length, behind)
+            arguments = self._arguments
+            if embedded is not None:
+                arguments.tokens = None
+            arguments.stream = stream.data_ptr()
+            arguments.logits = None if found is None else found.data_ptr()
+            arguments.best, arguments.n_drafts = None, 0
+            self._run(0)
+        return Read(stream, found, filled(caches, length + t))
+
+    def write(
+        self, pending: Int[Tensor, " b"], caches: Sequence[KVCache], length: int
+    ) -> tuple[Int[Tensor, " b"], tuple[KVCache, ...]]:
+        """Reads the pending token of each row and returns the most likely next one. Gives up `caches`."""
+        pending = pending.contiguous()
+        best = torch.empty_like(pending)
+        with self._busy:
+            caches = self._placed(pending, 1, caches, length, None)
+            arguments = self._arguments
+            if self._stream.shape[0] != arguments.n_rows:
+                self._stream = torch.empty(arguments.n_rows, self._shape[1])
+            arguments.stream, arguments.best = self._stream.data_ptr(), best.data_ptr()
+            arguments.logits, arguments.n_drafts = None, 0
+            self._run(0)
+        return best, filled(caches, length + 1)
+
+    def draft(self, last: Float[Tensor, "b d"], n: int) -> Float[Tensor, "b n v"]:
+        """Logits of the first n draft heads, from what the last block made at each row's last position."""
+        last = last.float().contiguous()
+        found = torch.empty(last.shape[0], n, self._shape[0])
+        with self._busy:
+            arguments = self._arguments
+            n_rows, arguments.n_rows = arguments.n_rows, last.shape[0]
+            arguments.n_new, arguments.length, arguments.n_drafts = 1, 0, n
+            arguments.last, arguments.draft_logits = last.data_ptr(), found.data_ptr()
+            self._run(1)
+            arguments.n_rows, arguments.draft_logits = n_rows, None
+        return found
+
+    def speculate(
+        self,
+        pending: Int[Tensor, " b"],
+        last: Float[Tensor, "b d"],
+        k: int,
+        caches: Sequence[KVCache],
+        length: int,
+        behind: Int[Tensor, " b"] | None,
+    ) -> Written:
+        """A greedy step: drafts k - 1 tokens, reads them behind the pending ones, keeps those that hold. Gives up
+        `caches`."""
+        b, d_model = pending.shape[0], self._shape[1]
+        pending, last = pending.contiguous(), last.float().contiguous()
+        written, drafted = torch.empty(b, k, dtype=torch.long), torch.empty(b, k, dtype=torch.long)
+        counts, following = torch.empty_like(pending), torch.empty_like(pending)
+        stream, ends = torch.empty(b, k, d_model), torch.empty(b, d_model)
+        with self._busy:
+            caches = self._placed(pending, k, caches, length, behind)
+            arguments = self._arguments
+            arguments.stream, arguments.last, arguments.next_last = stream.data_ptr(), last.data_ptr(), ends.data_ptr()
+            arguments.best, arguments.logits, arguments.n_drafts = written.data_ptr(), None, k - 1
+            arguments.block_tokens = drafted.data_ptr()
+            arguments.counts, arguments.pending = counts.data_ptr(), following.data_ptr()
+            self._run(2)
+        return Written(written, counts, following, ends, filled(caches, length + k))
+
+    def _placed(
+        self, tokens: Tensor, n_new: int, caches: Sequence[KVCache], length: int, behind: Int[Tensor, " b"] | None
+    ) -> Sequence[KVCache]:
+        """Sets the arguments of a call that reads n_new tokens of every row; the caches, with room for them."""
+        arguments, end = self._arguments, length + n_new
+        if end > self._last.capacity or not self._last.are(caches):
+            caches = [cache.with_room(end) for cache in caches]
+            self._learn(caches)
+        arguments.n_new, arguments.length, arguments.tokens = n_new, length, tokens.data_ptr()
+        arguments.behind = None if behind is None else behind.data_ptr()
+        table = self._table
+        if table is not None:
+            low = length if behind is None else length - int(behind.max())
+            if table.first > low or end > table.end:
+                table.cover(low, end)
+                arguments.cos, arguments.sin = table.cos.data_ptr(), table.sin.data_ptr()
+                arguments.first_angle = table.first
+        return caches
+
+    def continues(self, caches: Sequence[KVCache]) -> bool:
+        """Whether these are the caches of the last call: the arguments hold their addresses."""
+        return self._last.are(caches)
+
+    def _learn(self, caches: Sequence[KVCache]) -> None:
+        keys, arguments = caches[0].keys, self._arguments
+        for i, cache in enumerate(caches):
+            assert cache.keys.shape == keys.shape == cache.values.shape, "layers' caches differ"
+            self._pointers[2 * i], self._pointers[2 * i + 1] = cache.keys.data_ptr(), cache.values.data_ptr()
+        self._last.become(caches)
+        arguments.n_rows = keys.shape[0]
+        arguments.capacity, arguments.half_caches = keys.shape[2], keys.dtype == torch.bfloat16
+
+    def _run(self, kernel: int) -> None:
+        outcome = self._kernels[kernel](self._address)
+        if outcome == 1:
+            raise MemoryError("a native kernel found no memory for its scratch")
+        if outcome == 2:
+            raise IndexError(f"decode: a token lies outside the vocabulary of {self._shape[0]}")
+
+    def _block(self, block: BlockWeights) -> _Block:
+        matrices = {name: self._packed(getattr(block, name)) for name in ("qkv", "out", "gate_up", "down")}
+        return _Block(**matrices, norm_attention=self._gain(block.norm_attention), norm_ffn=self._gain(block.norm_ffn))
+
+    def _packed(self, weight: Tensor) -> Panels:
+        packed = Packed(weight)
+        self._held.append(packed)
+        return packed.panels
+
+    def _gain(self, gain: Tensor) -> int:
+        return self._keep(gain.detach().float().contiguous()).data_ptr()
+
+    def _keep(self, tensor: Tensor) -> Tensor:
+        self._held.append(tensor)
+        return tensor
+
+
+def _halves(cos: Float[Tensor, "n e"], sin: Float[Tensor, "n e"]) -> tuple[Tensor, Tensor]:
+    """Each angle once."""
+    return cos.chunk(2, dim=1)[0].contiguous(), sin.chunk(2, dim=1)[0].contiguous()
