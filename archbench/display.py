@@ -549,19 +549,21 @@ def print_comparison(comparison: Comparison) -> None:
 
 def print_noise(noise: Noise, margin: float) -> None:
     """What differs when nothing has changed, and the smallest change that the gate can see."""
+    from archbench.gate.noise import spoken
+
     table = Table(title=f"{noise.suite}: {noise.seeds} seeds on {noise.where}", title_justify="left")
-    for column in ("quantity", "mean", "sd of seeds", "margin on another processor", "that is"):
+    for column in ("quantity", "mean", "sd of seeds", "seen on another processor from", "that is"):
         table.add_column(column, justify="left" if column == "quantity" else "right", overflow="fold")
     for key, spread in sorted(noise.quality.items()):
         allowed = noise.margin(key, spread.mean)
         share = f"{allowed / abs(spread.mean):.2%}" if spread.mean else ""
-        table.add_row(key, f"{spread.mean:.5g}", f"{spread.sd:.2g}", f"{allowed:.2g}", share)
+        table.add_row(spoken(key), f"{spread.mean:.5g}", f"{spread.sd:.2g}", f"{allowed:.2g}", share)
     console.print(table)
     if noise.timing:
         table = Table(title="time, of this version against itself", title_justify="left")
         for column in ("work", "error", "slowdown told from none", f"slowdown told to exceed {margin:.0%}", ""):
             table.add_column(column, justify="left" if column in ("work", "") else "right")
-        demoted = noise.demoted(margin)
+        demoted = noise.demoted(margin, noise.cpu_class)
         for name, found in noise.timing.items():
             beyond = (1 + margin) * (1 + found.detectable) - 1
             remark = "too noisy: watched, blocks nothing" if name in demoted else ""

@@ -165,6 +165,11 @@ class Drafted(Speculative):
         drafter, unread = self._read(unread + written, state.drafter)
         return self._emission(written, n_accepted, passes, tally, verifier, drafter, unread)
 
+    def decode_steps(self, state: DraftedState, n: int, sampling: Sampling, generator: Generator | None) -> Emission:
+        """One round."""
+        del n
+        return self.decode_step(state, sampling, generator)
+
     def _emission(
         self,
         written: bytes,

@@ -24,7 +24,8 @@ from archbench.state import State, select_rows
 
 @runtime_checkable
 class Writer(Protocol):
-    """What writing needs of a model: its two verbs. Every `SequenceModel` is one; so is a model with a drafter."""
+    """What writing needs of a model: its two verbs, and several steps at once. Every `SequenceModel` is one; so is a
+    model with a drafter."""
 
     @property
     def device(self) -> torch.device: ...
@@ -34,6 +35,8 @@ class Writer(Protocol):
     def prefill(self, tokens: Int[Tensor, "b t"], state: State) -> State: ...
 
     def decode_step(self, state: State, sampling: Sampling, generator: Generator | None) -> Emission: ...
+
+    def decode_steps(self, state: State, n: int, sampling: Sampling, generator: Generator | None) -> Emission: ...
 
 
 def generate(
@@ -65,7 +68,7 @@ def continue_from(
     """The `n_new` tokens that follow each of the `batch_size` rows of `state`. Gives up `state`."""
     steps, n = [torch.full((batch_size, 0), BOUNDARY, dtype=torch.long, device=model.device)], 0
     while n < n_new:
-        emission = model.decode_step(state, sampling, generator)
+        emission = model.decode_steps(state, n_new - n, sampling, generator)
         tokens, counts, state = emission
         width = tokens.shape[1]
         if width > 1:  # rows may have written different numbers of tokens

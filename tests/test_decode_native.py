@@ -175,14 +175,30 @@ def test_bf16_weights_stay_bf16_and_sums_do_not(at: Any) -> None:
     at("native")
     found, layers = read(rounded, tokens, 3, rounded.initial_layers(2))
     assert layers[0].keys.dtype == torch.bfloat16
-    assert (
-        rounded.decoders.serving(rounded, 1, rounded._weights)._held[2].n_bytes < 2 * 128 * 64 * 2
-    )
+    assert rounded.decoders.serving(rounded, 1, rounded._weights)._held[2].n_bytes < 2 * 128 * 64 * 2
     spread = expected.std()
     assert (found.float() - expected).abs().max() < 0.03 * spread  # what rounding keys and values to bf16 does
     at("lean")
     lean, _ = read(rounded, tokens, 3, rounded.initial_layers(2))
     assert (lean.float() - expected).abs().max() < 0.2 * spread
+
+
+@needs_compiler
+@torch.no_grad()
+def test_many_steps_at_once_are_the_same_steps(config: TransformerConfig) -> None:
+    """A call that writes many tokens, and one call a token: for rows together and alone, past the room there was."""
+    model, prompts, n = built(config), text(3, 21, config.vocab_size), 150
+    state = model.prefill(prompts, model.initial_state(3))
+    together = continue_from(model, copy_state(state), 3, n, GREEDY)
+    steps, after = [], copy_state(state)
+    for _ in range(n):
+        tokens, _, after = model.decode_step(after, GREEDY, None)
+        steps.append(tokens)
+    assert torch.equal(torch.cat(steps, dim=1), together)
+    found, counts, reached = model.decode_steps(state, 7, GREEDY, None)
+    most = 1 if config.frontend_conv else 7
+    assert counts.tolist() == [most] * 3 and torch.equal(found, together[:, :most])
+    assert torch.equal(model.decode_step(reached, GREEDY, None).tokens, together[:, most : most + 1])
 
 
 # ---- each position for itself ----

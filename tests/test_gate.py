@@ -19,7 +19,7 @@ from archbench.gate.compare import compare
 from archbench.gate.gate import Request, parse_budget, parse_tiers
 from archbench.gate.markdown import MARK, document
 from archbench.gate.measure import gated_plan, measure, timed_items
-from archbench.gate.noise import Noise, Spread, beside, load_noise, noise_for, spreads
+from archbench.gate.noise import Noise, Spread, TimingNoise, beside, load_noise, noise_for, spreads
 from archbench.gate.points import gated, read_records
 from archbench.gate.quality import hold_all
 from archbench.gate.significance import holm, mcnemar, over_seeds, paired
@@ -253,6 +253,14 @@ def test_the_margin_is_the_noise_of_seeds_or_half_a_percent():
     noise = Noise(suite="s", seeds=5, quality={"a": Spread(mean=2.0, sd=0.1, n=5), "b": Spread(mean=2.0, sd=0.0, n=5)})
     assert noise.margin("a", 2.0) == pytest.approx(0.3)
     assert noise.margin("b", 2.0) == noise.margin("unknown", 2.0) == pytest.approx(0.01)
+
+
+def test_cells_too_noisy_to_time_are_demoted_on_their_own_machine():
+    timing = {"a decode": TimingNoise(error=0.02, detectable=0.05), "b decode": TimingNoise(error=0.08, detectable=0.2)}
+    noise = Noise(suite="s", seeds=5, cpu_class="here", timing=timing)
+    assert noise.demoted(0.1, "here") == ["b decode"]
+    assert noise.demoted(0.3, "here") == []
+    assert noise.demoted(0.1, "there") == noise.demoted(0.1, None) == []
 
 
 def test_what_vanished_fails_with_its_reason(measured):

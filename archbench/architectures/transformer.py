@@ -40,11 +40,12 @@ from archbench.layers import (
     rotary_angles,
     rotate,
 )
-from archbench.model import Architecture, AutoregressiveModel, AutoregressiveState, HFImport, Traits
+from archbench.model import Architecture, AutoregressiveModel, AutoregressiveState, Emission, HFImport, Traits
 from archbench.ops.attention import causal_attention, causal_attention_flops
 from archbench.ops.decode import Decoder, decoders
 from archbench.ops.decode_weights import BlockWeights, DecoderWeights, Read
 from archbench.sampling import Sampling
+from archbench.state import State
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -256,9 +257,7 @@ class Transformer(AutoregressiveModel):
             caches.append(cache)
         return self.norm(x), (*caches, *window)
 
-    def predict(
-        self, tokens: Int[Tensor, "b t"], layers: tuple[Any, ...]
-    ) -> tuple[Float[Tensor, "b t v"], tuple[Any, ...]]:
+    def predict(self, tokens: Int[Tensor, "b t"], layers: State) -> tuple[Float[Tensor, "b t v"], State]:
         decoder = self._decoder(tokens.shape[1], layers)
         if decoder is None:
             return super().predict(tokens, layers)
@@ -267,14 +266,28 @@ class Transformer(AutoregressiveModel):
         return read.logits, (*read.caches, *window)
 
     def write(
-        self, pending: Int[Tensor, " b"], layers: tuple[Any, ...], sampling: Sampling, generator: Generator | None
-    ) -> tuple[Int[Tensor, " b"], tuple[Any, ...]]:
+        self, pending: Int[Tensor, " b"], layers: State, sampling: Sampling, generator: Generator | None
+    ) -> tuple[Int[Tensor, " b"], State]:
         decoder = self._decoder(1, layers) if sampling.greedy and not self.config.frontend_conv else None
         if decoder is None:
             return super().write(pending, layers, sampling, generator)
         length = layers[0].length
         self._check_room(length + 1)
-        return decoder.write(pending, layers, length)
+        tokens, caches = decoder.write(pending, layers, length, 1)
+        return tokens.view(-1), caches
+
+    def decode_steps(
+        self, state: AutoregressiveState, n: int, sampling: Sampling, generator: Generator | None
+    ) -> Emission:
+        layers = state.layers
+        decoder = self._decoder(1, layers) if sampling.greedy and not self.config.frontend_conv else None
+        if decoder is None or decoder.most_at_once == 1:
+            return super().decode_steps(state, n, sampling, generator)
+        length, n = layers[0].length, min(n, decoder.most_at_once)
+        self._check_room(length + n)
+        tokens, caches = decoder.write(state.pending, layers, length, n)
+        pending = tokens[:, -1].clone()
+        return Emission(tokens, torch.full_like(pending, n), AutoregressiveState(pending, caches))
 
     def _read(
         self, decoder: Decoder, tokens: Int[Tensor, "b t"], layers: tuple[Any, ...], *, logits: bool
@@ -287,8 +300,12 @@ class Transformer(AutoregressiveModel):
             embedded, window = self.frontend(self.embedding(tokens), layers[n_blocks:])
         return decoder.read(tokens, layers[:n_blocks], length, embedded=embedded, logits=logits), window
 
-    def _decoder(self, n: int, layers: tuple[Any, ...]) -> Decoder | None:
-        """What reads n new tokens of every row quicker than the modules do, if anything."""
+    def _decoder(self, n: int, layers: State) -> Decoder | None:
+        """What reads n new tokens of every row quicker than the modules do, if anything. It knows the modules' weights,
+        not what a subclass makes of them."""
+        own = type(self)
+        if own.hidden is not Transformer.hidden or own.decode_step is not Transformer.decode_step:
+            return None
         return self.decoders.serving(self, n, self._weights, state=layers[: self.config.n_layers])
 
     def _weights(self) -> DecoderWeights:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
+from archbench.environment import cpu_class
 from archbench.errors import GateError
 from archbench.gate import timing
 from archbench.gate.hosts import described
@@ -52,6 +53,7 @@ def calibrate(
         suite=suite,
         seeds=runs,
         where=described(next(iter(gated(records).values()))),
+        cpu_class=cpu_class(),
         command=command,
         repeated_exactly=_same(records, again),
         quality=spreads(records),

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from archbench.environment import cpu_class
 from archbench.errors import GateError, RecordError
 from archbench.gate import series, timing
 from archbench.gate.baseline import find_baseline, require, write_baseline
@@ -157,7 +158,7 @@ def _timed(root: Path, commit: str, request: Request, noise: Noise, notify: Noti
     items = timed_items(request.suite, request.changes, request.only)
     if not items:
         raise GateError(f"{request.suite}: asks no cell for a timed metric, so nothing can be timed; leave tier 2 out")
-    demoted = noise.demoted(request.policy.margin)
+    demoted = noise.demoted(request.policy.margin, cpu_class())
     with worktree(root, commit) as folder, _weather() as weather:
         begin = partial(start, (folder, root), (f"base {commit[:12]}", "this version"), request.threads)
         findings = timing.hold(items, begin, request.policy, demoted, notify=notify)

@@ -45,11 +45,13 @@ class TimingNoise:
 
 @dataclass(frozen=True, kw_only=True)
 class Noise:
-    """What `archbench noise` measured. `quality` is keyed by `Point.key`, `timing` by cell and work."""
+    """What `archbench noise` measured. `quality` is keyed by `Point.key`, `timing` by cell and work; `timing` is of the
+    machine it was measured on, whose class of processor is `cpu_class`."""
 
     suite: str
     seeds: int
     where: str = ""
+    cpu_class: str | None = None
     command: str = ""
     repeated_exactly: bool | None = None
     quality: Mapping[str, Spread] = field(default_factory=dict)
@@ -60,13 +62,23 @@ class Noise:
         spread = self.quality.get(key)
         return max(SMALLEST_SHARE * abs(baseline), SEED_SDS * spread.sd if spread else 0.0)
 
-    def demoted(self, margin: float) -> list[str]:
-        """The timed cells whose noise hides a slowdown of `margin` (a share): they are watched and block nothing."""
+    def demoted(self, margin: float, cpu_class: str | None) -> list[str]:
+        """The timed cells whose noise hides a slowdown of `margin` (a share): they are watched and block nothing. What
+        another class of processor is too noisy for says nothing about this one."""
+        if cpu_class is None or cpu_class != self.cpu_class:
+            return []
         return [name for name, noise in self.timing.items() if noise.detectable > margin]
 
     def save(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(dataclasses.asdict(self), indent=1, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def spoken(key: str) -> str:
+    """A key of `Noise.quality` for people: `mamba/nano/bytes likelihood.bits_per_byte [context 64, state reset]`."""
+    row, quantity, at = key.split(" ", 2)
+    place = ", ".join(f"{name} {value}" for name, value in json.loads(at).items())
+    return f"{row} {quantity} [{place}]" if place else f"{row} {quantity}"
 
 
 UNKNOWN = Noise(suite="", seeds=0)

@@ -41,6 +41,8 @@ class LeanDecoder:
 
     ragged = False
     """rows may stand at different places"""
+    most_at_once = 1
+    """tokens of a row that `write` writes"""
 
     def __init__(self, weights: DecoderWeights) -> None:
         self._weights = weights
@@ -109,12 +111,13 @@ class LeanDecoder:
         return Read(x.view(b, t, d), found, filled(caches, end))
 
     def write(
-        self, pending: Int[Tensor, " b"], caches: Sequence[KVCache], length: int
-    ) -> tuple[Int[Tensor, " b"], tuple[KVCache, ...]]:
+        self, pending: Int[Tensor, " b"], caches: Sequence[KVCache], length: int, n: int
+    ) -> tuple[Int[Tensor, "b n"], tuple[KVCache, ...]]:
         """Reads the pending token of each row and returns the most likely next one. Gives up `caches`."""
+        assert n == 1
         _, logits, after = self.read(pending[:, None], caches, length)
         assert logits is not None
-        return logits[:, 0].argmax(-1), after
+        return logits.argmax(-1), after
 
     def draft(self, last: Float[Tensor, "b d"], n: int) -> Float[Tensor, "b n v"]:
         """Logits of the first n draft heads, from what the last block made at each row's last position."""

@@ -66,8 +66,9 @@ class _Arguments(ctypes.Structure):
 
 @functools.cache
 def _kernels(library: ctypes.CDLL) -> tuple[Callable[..., int], ...]:
-    """(read, draft, speculate)."""
-    found = (library.archbench_decode_read, library.archbench_decode_draft, library.archbench_decode_speculate)
+    """(read, draft, speculate, write)."""
+    names = ("read", "draft", "speculate", "write")
+    found = tuple(getattr(library, f"archbench_decode_{name}") for name in names)
     for kernel in found:
         kernel.argtypes = (ctypes.c_void_p,)
         kernel.restype = ctypes.c_int64
@@ -79,6 +80,8 @@ class NativeDecoder:
 
     ragged = True
     """rows may stand at different places"""
+    most_at_once: int
+    """tokens of a row that `write` writes: what takes a tenth of a second, in which nothing can interrupt it"""
 
     def __init__(self, weights: DecoderWeights) -> None:
         self._kernels = _kernels(native.library())
@@ -104,6 +107,8 @@ class NativeDecoder:
         )
         if weights.drafts:
             arguments.drafts = self._packed(torch.cat([head.detach() for head in weights.drafts]))
+        n_bytes = sum(packed.n_bytes for packed in self._held if isinstance(packed, Packed))
+        self.most_at_once = min(256, 1 + 2_000_000_000 // n_bytes)
         self._pointers = (ctypes.c_void_p * (2 * len(weights.blocks)))()
         arguments.caches = self._pointers
         self._last = LastCaches()
@@ -146,20 +151,21 @@ class NativeDecoder:
         return Read(stream, found, filled(caches, length + t))
 
     def write(
-        self, pending: Int[Tensor, " b"], caches: Sequence[KVCache], length: int
-    ) -> tuple[Int[Tensor, " b"], tuple[KVCache, ...]]:
-        """Reads the pending token of each row and returns the most likely next one. Gives up `caches`."""
+        self, pending: Int[Tensor, " b"], caches: Sequence[KVCache], length: int, n: int
+    ) -> tuple[Int[Tensor, "b n"], tuple[KVCache, ...]]:
+        """Reads the pending token of each row, then the most likely next one, and so on; returns the n tokens written.
+        Gives up `caches`."""
         pending = pending.contiguous()
-        best = torch.empty_like(pending)
+        written = torch.empty(pending.shape[0], n, dtype=torch.long)
         with self._busy:
-            caches = self._placed(pending, 1, caches, length, None)
+            caches = self._placed(pending, n, caches, length, None)
             arguments = self._arguments
             if self._stream.shape[0] != arguments.n_rows:
                 self._stream = torch.empty(arguments.n_rows, self._shape[1])
-            arguments.stream, arguments.best = self._stream.data_ptr(), best.data_ptr()
+            arguments.stream, arguments.best = self._stream.data_ptr(), written.data_ptr()
             arguments.logits, arguments.n_drafts = None, 0
-            self._run(0)
-        return best, filled(caches, length + 1)
+            self._run(3)
+        return written, filled(caches, length + n)
 
     def draft(self, last: Float[Tensor, "b d"], n: int) -> Float[Tensor, "b n v"]:
         """Logits of the first n draft heads, from what the last block made at each row's last position."""

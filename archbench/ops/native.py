@@ -1,6 +1,6 @@
 """The native level's engine room: compile the C sources once, cache the library, load it with ctypes, share out jobs.
 
-The sources in `csrc/` are compiled with the system's C compiler on first use, which takes about a second, into
+The sources in `csrc/` are compiled with the system's C compiler on first use, which takes some seconds, into
 `$ARCHBENCH_CACHE/native` (default `~/.cache/archbench/native`). The file name is
 
     kernels-<hash of sources, flags, compiler, processor>-<hash of the file's own bytes>.so

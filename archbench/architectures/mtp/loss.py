@@ -45,18 +45,20 @@ class Head(NamedTuple):
 
     def loss_and_gradient(self, logits: Float[Tensor, "b t v"]) -> tuple[Float[Tensor, ""], Float[Tensor, "b t v"]]:
         """`loss` of these logits, and the gradient of `weight` times it: share (softmax - target), made in the place
-        of the log-probabilities. Autograd would hold three tensors of that size at once."""
-        targets = self.targets.flatten()
-        log_probs = _wide(logits.detach().flatten(0, 1)).log_softmax(dim=-1)
-        counted = targets.ge(0).to(log_probs.dtype)
+        of the softmax. Autograd would hold three tensors of that size at once."""
+        wide, targets = _wide(logits.detach().flatten(0, 1)), self.targets.flatten()
+        counted = targets.ge(0).to(wide.dtype)
         if self.counts is None:
             share = counted / counted.sum()
         else:
-            share = counted * self.counts.flatten() / self.counts.sum().clamp(min=1e-9)
+            share = (counted * self.counts.flatten() / self.counts.sum().clamp(min=1e-9)).to(wide.dtype)
         places = targets.clamp(min=0)[:, None]
-        loss = -(log_probs.gather(1, places)[:, 0] * share).sum()
-        share = (share * self.weight)[:, None].to(log_probs.dtype)
-        gradient = log_probs.exp_().mul_(share).scatter_add_(1, places, -share)
+        chances = wide.softmax(dim=-1)
+        # The likeliest token has a chance of 1/v or more, so that its logarithm tells the denominator's.
+        denominators = wide.amax(dim=-1) - chances.amax(dim=-1).log()
+        loss = ((denominators - wide.gather(1, places)[:, 0]) * share).sum()
+        share = (share * self.weight)[:, None]
+        gradient = chances.mul_(share).scatter_add_(1, places, -share)
         return loss, gradient.view(logits.shape).to(logits.dtype)
 
 
@@ -68,7 +70,7 @@ def weighted_sum(
     heads: Sequence[Head], streams: Sequence[Float[Tensor, "b t d"]], parameters: Sequence[nn.Parameter], *, naive: bool
 ) -> tuple[Float[Tensor, ""], Float[Tensor, " n"]]:
     """The loss, and that of each head (detached, unweighted). `parameters` are all that the heads' `logits` use."""
-    if naive or not torch.is_grad_enabled():
+    if naive or len(heads) == 1 or not torch.is_grad_enabled():
         losses = torch.stack([head.loss(streams[head.stream]) for head in heads])
         weights = losses.new_tensor([head.weight for head in heads])
         return weights @ losses, losses.detach()

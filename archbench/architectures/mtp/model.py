@@ -25,7 +25,7 @@ from torch import Generator, Tensor, nn
 
 from archbench.architectures.mtp.config import MTPConfig
 from archbench.architectures.mtp.flops import MTPFlops
-from archbench.architectures.mtp.heads import KINDS, Memory, Path
+from archbench.architectures.mtp.heads import KINDS, Memory, Path, Replicated
 from archbench.architectures.mtp.loss import Head, weighted_sum
 from archbench.architectures.mtp.rows import Place, Rows, place, read_block
 from archbench.architectures.mtp.verify import Speculation
@@ -236,8 +236,9 @@ class MTP(SequenceModel, Likelihood, Speculative):
             tokens, counts, pending, ends, caches = block
             last = ends[:, None].to(last.dtype)
         elif speculation.sampling.greedy and self.config.block == 1 and rows.behind is None:
-            pending, caches = decoder.write(state.pending, state.layers, rows.length)
-            tokens, counts = pending[:, None], torch.ones_like(pending)
+            tokens, caches = decoder.write(state.pending, state.layers, rows.length, 1)
+            pending = tokens.view(-1)
+            counts = torch.ones_like(pending)
         else:
             inputs = state.pending[:, None]
             if k > 1:
@@ -297,7 +298,8 @@ class MTP(SequenceModel, Likelihood, Speculative):
         return None if decoder is None or (rows.behind is not None and not decoder.ragged) else decoder
 
     def _weights(self) -> DecoderWeights:
-        drafts = self.extra_heads.heads if self.config.block > 1 else ()
+        heads = self.extra_heads
+        drafts = heads.heads if isinstance(heads, Replicated) and self.config.block > 1 else ()
         return decoder_weights(self.config, self.embedding, self.blocks, self.norm, self.unembedding, drafts)
 
     def _check_room(self, end: int) -> None:

@@ -384,6 +384,27 @@ int64_t archbench_decode_read(const struct decode_args *a) {
   return outcome;
 }
 
+/* Reads a token of every row, then the most likely next one, and so on: n_new tokens into `best`. The stream has one row
+ * for each of n_rows. */
+int64_t archbench_decode_write(const struct decode_args *all) {
+  struct decode_args a = *all;
+  struct room room;
+  a.length += all->n_new - 1; /* scratch for the last step */
+  a.n_new = 1;
+  float *memory = make_room(&a, &room);
+  int64_t *next = malloc((size_t)a.n_rows * sizeof *next);
+  int64_t outcome = memory && next ? OK : NO_MEMORY;
+  for (ptrdiff_t i = 0; outcome == OK && i < all->n_new; i++) {
+    a.length = all->length + i;
+    a.best = next;
+    outcome = read_tokens(&a, i ? next : all->tokens, &room);
+    for (ptrdiff_t row = 0; row < a.n_rows; row++) all->best[row * all->n_new + i] = next[row];
+  }
+  free(next);
+  free(memory);
+  return outcome;
+}
+
 /* Logits of the draft heads at `last`. */
 int64_t archbench_decode_draft(const struct decode_args *a) {
   struct room room;

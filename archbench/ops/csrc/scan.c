@@ -200,6 +200,10 @@ static void enter_strip(const struct scan_args *k, const struct place *at, ptrdi
       const vf bias = k->dt_bias ? load(k->dt_bias + at->first + i, m) : splat(0.0f);
       const vf skip = k->D ? load(k->D + at->first + i, m) : splat(0.0f);
       enter(x + i, dt + i, bias, skip, m, s->step + t, s->input + t, s->y + t);
+      /* What the next strip reads, and the gates of this one; beyond the last token that reads nothing. */
+      __builtin_prefetch(x + i + STRIP * k->x.row, 0, 2);
+      __builtin_prefetch(dt + i + STRIP * k->dt.row, 0, 2);
+      if (k->z.p) __builtin_prefetch(row_of(&k->z, at->b, t0 + t) + at->first + i, 0, 2);
     }
   }
 }
