@@ -1,4 +1,4 @@
-"""Whole-model decode steps of Mamba and Mamba-2: the levels agree, grouping changes no bit, weights are kept up to date."""
+"""Whole-model decode steps of Mamba and Mamba-2: levels agree, grouping changes no bit, weights are kept up to date."""
 
 from __future__ import annotations
 
@@ -95,9 +95,7 @@ def test_a_level_steps_as_the_modules_do(name: str, level: str, monkeypatch: pyt
 @torch.no_grad()
 @pytest.mark.parametrize("level", LEVELS)
 @pytest.mark.parametrize("name", ["mamba", "mamba2"])
-def test_greedy_and_sampled_text_is_that_of_the_modules(
-    name: str, level: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_greedy_and_sampled_text_is_that_of_the_modules(name: str, level: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model = built(name)
 
     def written(level: str, sampling: Any) -> list[int]:
