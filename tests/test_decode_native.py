@@ -315,6 +315,20 @@ def test_auto_takes_native_for_few_tokens_without_gradients_and_nothing_else() -
 
 
 @needs_compiler
+@torch.no_grad()
+def test_large_weights_and_many_threads_are_left_to_torch(monkeypatch: pytest.MonkeyPatch, at: Any) -> None:
+    config = TransformerConfig(vocab_size=270_000, d_model=64, n_layers=1, n_heads=1, d_ffn=8, tie_embeddings=True)
+    model = Transformer(config).eval()
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 8)
+    model.decode_step(model.initial_state(1), GREEDY, None)
+    assert backends.in_use() == {"decode": "lean"}
+    backends.forget()
+    at("native")  # unless it is asked for
+    model.decode_step(model.initial_state(1), GREEDY, None)
+    assert backends.in_use() == {"decode": "native"}
+
+
+@needs_compiler
 def test_a_flop_count_sees_every_product() -> None:
     counts = count_three_ways(ARCHITECTURE, CONFIGS["GQA"], 40, works=("prefill", "decode"), steps=2)
     assert all(count.agree and count.traced is not None for count in counts.values())

@@ -70,6 +70,17 @@ def test_equal_seeds_give_equal_weights(tmp_path):
     assert not torch.equal(weights(first), weights(other))
 
 
+def test_quick_kernels_train_as_the_equations_do(tmp_path, monkeypatch):
+    """The attention and the steps of the trainer, against attention written out: equal losses within rounding."""
+    losses = []
+    for level in ("reference", "lean"):
+        monkeypatch.setenv("ARCHBENCH_BACKEND", level)
+        history = train(model(), windows(), training(), seed=0, folder=tmp_path / level)
+        assert history.backend["attention"] == level
+        losses.append([point.loss for point in history.points])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
+
+
 @pytest.mark.parametrize("stop_after", [1, 17, 59])
 def test_an_interrupted_training_ends_with_the_same_weights_and_log(tmp_path, stop_after):
     class Killed(Exception):

@@ -1,4 +1,5 @@
-"""Kernels: the selective scan and the causal convolution, each at several levels of one ladder.
+"""Kernels, each at several levels of one ladder: scans, convolutions, attention, and whole decode steps.
 
-`scan` and `conv` hold the public functions, `backends` says which level runs and why. Import those modules by name.
+`scan`, `ssd`, `conv` and `attention` hold the public functions, `decode` and `recurrent` what reads a few tokens through
+a whole model; `backends` says which level runs and why. Import those modules by name.
 """
