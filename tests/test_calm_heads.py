@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pytest
 import torch
 from torch import Generator, Tensor, nn
 
-from archbench.architectures.calm import Calm, CalmConfig
+from archbench.architectures.calm import Calm, CalmConfig, denoiser
 from archbench.architectures.calm.diffusion import DiffusionHead, schedule
 from archbench.architectures.calm.flow import FlowHead
 from archbench.architectures.calm.heads import Noise
@@ -65,28 +66,48 @@ def test_a_flow_s_samples_equal_the_naive_oracle(solver: str) -> None:
             torch.testing.assert_close(found[p, n], torch.tensor(expected), rtol=1e-3, atol=1e-3)
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("head", ["flow", "diffusion"])
+def test_many_times_at_once_modulate_as_each_by_itself(head: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(denoiser, "MOST_NUMBERS", 40)  # some times in each of several pieces
+    model = built(head=head)
+    net: Any = model.lm.head.net
+    x, condition, times = normal(2, 4, 3, seed=1), net.condition(normal(2, 8, seed=2)), [999.0, 640.0, 13.0, 2.0, 0.0]
+    found = [net.modulated(x, by) for by in net.at_times(times, condition)]
+    assert len(found) == len(times)
+    for time, at_once in zip(times, found, strict=True):
+        torch.testing.assert_close(at_once, net(x, torch.full((1, 1), time), condition), rtol=1e-5, atol=1e-5)
+
+
 MEAN, SIGMA = torch.tensor([1.5, 0.0, -2.0]), torch.tensor([0.3, 1.0, 0.6])
 
 
-class IdealVelocity(nn.Module):
-    """E[z - x_0 | x_t] where z ~ N(MEAN, SIGMA^2)."""
+class Ideal(nn.Module):
+    """A network that nothing modulates but the time itself."""
 
     def condition(self, hidden: Tensor) -> Tensor:
         return hidden[:, None]
 
-    def forward(self, x: Tensor, time: Tensor, condition: Tensor) -> Tensor:
+    def at_times(self, times: Sequence[float], condition: Tensor) -> Iterator[Tensor]:
+        return (torch.full((1, 1), time) for time in times)
+
+    def modulated(self, x: Tensor, by: Tensor) -> Tensor:
+        return self(x, by, None)
+
+
+class IdealVelocity(Ideal):
+    """E[z - x_0 | x_t] where z ~ N(MEAN, SIGMA^2)."""
+
+    def forward(self, x: Tensor, time: Tensor, condition: Tensor | None) -> Tensor:
         t = (time / 1000)[..., None]
         gain = (t * SIGMA**2 - (1 - t)) / (t**2 * SIGMA**2 + (1 - t) ** 2)
         return MEAN + gain * (x - t * MEAN)
 
 
-class IdealNoise(nn.Module):
+class IdealNoise(Ideal):
     """E[eps | x_t] for the same law, and the variance between its bounds."""
 
-    def condition(self, hidden: Tensor) -> Tensor:
-        return hidden[:, None]
-
-    def forward(self, x: Tensor, time: Tensor, condition: Tensor) -> Tensor:
+    def forward(self, x: Tensor, time: Tensor, condition: Tensor | None) -> Tensor:
         signal = schedule(1000).signal[time.long()][..., None].float()
         found = (1 - signal).sqrt() * (x - signal.sqrt() * MEAN) / (signal * SIGMA**2 + 1 - signal)
         return torch.cat([found, torch.zeros_like(found)], dim=-1)

@@ -422,7 +422,10 @@ class TransformerXL(AutoregressiveModel):
         return attend
 
     def _backbone(self, n: int) -> LeanBackbone | None:
-        """What reads n new tokens of every row quicker than the modules do, if anything."""
+        """What reads n new tokens of every row quicker than the modules do, if anything. Nothing in fp64, which serves
+        to compare to the last digit: the modules' norms are in fp32 even then."""
+        if self.embedding.weight.dtype == torch.float64:
+            return None
         return self.ladder.serving(self, n, self._weights)
 
     def _weights(self) -> BackboneWeights:

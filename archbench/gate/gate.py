@@ -23,6 +23,7 @@ from archbench.gate.timing import Policy
 from archbench.gate.verdict import Comparison, FailOn, Finding
 from archbench.gate.worktree import commit_of, file_at, root_of, worktree
 from archbench.record import Record, RecordFile, from_json
+from archbench.suite import find
 
 Notify = Callable[[str], None]
 
@@ -59,6 +60,7 @@ def gate(request: Request, notify: Notify = lambda _text: None) -> Comparison:
 
     Raises:
         GateError: a baseline, commit or checkout is not there, or nothing can be compared.
+        SuiteError: there is no such suite.
     """
     if 2 in request.tiers and request.base is None:
         raise GateError("--tiers 2: time is compared with another commit; name it with --base REF")
@@ -66,6 +68,8 @@ def gate(request: Request, notify: Notify = lambda _text: None) -> Comparison:
         raise GateError("--tiers 3: needs a folder of record files; name it with --history DIR")
     root = root_of(Path.cwd()) if request.base is not None else None
     commit = commit_of(root, request.base) if root is not None and request.base is not None else None
+    if request.records is None:
+        find(request.suite)  # a typo is a typo, and no missing baseline
     path = request.baseline or find_baseline(suite_name(request.suite))
     noise = _noise(request, path)
     findings: list[Finding] = []

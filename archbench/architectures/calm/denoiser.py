@@ -80,9 +80,11 @@ class Denoiser(nn.Module):
         """The part of the condition that stays the same at all times."""
         return self.from_hidden(hidden)[:, None]
 
-    def at(self, time: Float[Tensor, "#p #n"], condition: Float[Tensor, "p 1 w"]) -> Modulation:
-        """What modulates at `time` in [0, 1000), `[1, 1]` where all samples are at the same."""
-        return self._modulated_by(condition + self._told(time))
+    def forward(
+        self, x: Float[Tensor, "p n l"], time: Float[Tensor, "#p #n"], condition: Float[Tensor, "p 1 w"]
+    ) -> Float[Tensor, "p n o"]:
+        """`time` in [0, 1000), `[1, 1]` where all samples are at the same."""
+        return self.modulated(x, self._modulated_by(condition + self._told(time)))
 
     def at_times(self, times: Sequence[float], condition: Float[Tensor, "p 1 w"]) -> Iterator[Modulation]:
         """What modulates at each of these times, at which all samples are."""
@@ -95,7 +97,8 @@ class Denoiser(nn.Module):
                 blocks = tuple((at_one[i], at_one[i + 1], at_one[i + 2]) for i in range(0, len(at_one) - 2, 3))
                 yield Modulation(blocks, (at_one[-2], at_one[-1]))
 
-    def forward(self, x: Float[Tensor, "p n l"], by: Modulation) -> Float[Tensor, "p n o"]:
+    def modulated(self, x: Float[Tensor, "p n l"], by: Modulation) -> Float[Tensor, "p n o"]:
+        """What `forward` gives at a time of `at_times`."""
         x = self.from_latent(x)
         for block, modulation in zip(self.blocks, by.blocks, strict=True):
             x = block(x, modulation)

@@ -65,7 +65,7 @@ class DiffusionHead(Head):
         plan = schedule(STEPS)
         signal = _at(plan.signal, step)
         noisy = signal.sqrt() * latent + (1 - signal).sqrt() * noise
-        found, v = self.net(noisy, self.net.at(step.float(), self.net.condition(hidden))).chunk(2, dim=-1)
+        found, v = self.net(noisy, step.float(), self.net.condition(hidden)).chunk(2, dim=-1)
         error = (found - noise).square().mean()
         # The mean is held fixed, so that the divergence trains the variance alone.
         predicted = (noisy - (1 - signal).sqrt() * found.detach()) / signal.sqrt()
@@ -83,7 +83,7 @@ class DiffusionHead(Head):
         steps = sampling_steps(self.config.diffusion_steps)
         modulations = self.net.at_times([step.time for step in steps], self.net.condition(hidden))
         for step, by in zip(steps, modulations, strict=True):
-            found, v = self.net(x, by).chunk(2, dim=-1)
+            found, v = self.net.modulated(x, by).chunk(2, dim=-1)
             x = torch.add(x * step.of_noisy, found, alpha=step.of_found)
             if not step.last:
                 spread = torch.add(v * step.by_v, step.centre).exp_()

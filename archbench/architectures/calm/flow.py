@@ -45,7 +45,7 @@ class FlowHead(Head):
         start = torch.randn(latent.shape, generator=generator, device=latent.device)
         time = torch.rand(latent.shape[:2], generator=generator, device=latent.device)
         mixed = (1 - time[..., None]) * start + time[..., None] * latent
-        velocity = self.net(mixed, self.net.at((TIMES * time).floor(), self.net.condition(hidden)))
+        velocity = self.net(mixed, (TIMES * time).floor(), self.net.condition(hidden))
         return Loss((velocity - (latent - start)).square().mean())
 
     def sample(self, hidden: Float[Tensor, "p d"], n: int, noise: Noise) -> Float[Tensor, "p n l"]:
@@ -56,9 +56,9 @@ class FlowHead(Head):
             times = [time + half for time in times for half in (0, step / 2)]
         told = self.net.at_times([float(math.floor(TIMES * time)) for time in times], self.net.condition(hidden))
         for by in told:
-            slope = self.net(x, by)
+            slope = self.net.modulated(x, by)
             if midpoint:
-                slope = self.net(torch.add(x, slope, alpha=step / 2), next(told))
+                slope = self.net.modulated(torch.add(x, slope, alpha=step / 2), next(told))
             x = torch.add(x, slope, alpha=step)
         return x
 
