@@ -459,6 +459,11 @@ def print_decision(decision: Decision) -> None:
     console.print(table)
 
 
+def _wide() -> Console:
+    """Where wide tables go: in a file or a pipe nobody's window limits the width."""
+    return console if console.is_terminal else Console(highlight=False, markup=False, width=160)
+
+
 def print_targets(targets: Sequence[Target]) -> None:
     """Targets, what must be reached, and about how long measuring them takes."""
     table = Table()
@@ -469,7 +474,7 @@ def print_targets(targets: Sequence[Target]) -> None:
         stretch = "" if target.stretch is None else f"{sign} {target.stretch:g} {target.unit}"
         must = f"{sign} {target.must:g} {target.unit}"
         table.add_row(target.id, target.question, must, stretch, duration(target.seconds))
-    console.print(table)
+    _wide().print(table)
     console.print(f"{len(targets)} targets, about {duration(sum(target.seconds for target in targets))}.")
 
 
@@ -512,8 +517,7 @@ def print_bench(records: Sequence[Record]) -> None:
         table.add_column(heading, no_wrap=heading in ("figure", "must", "stretch"), overflow="fold")
     for row in found:
         table.add_row(*row[: len(HEADINGS)])
-    # In a file or a pipe nobody's window limits the width.
-    (console if console.is_terminal else Console(highlight=False, markup=False, width=160)).print(table)
+    _wide().print(table)
     met = sum(row.verdict.startswith("met") for row in found)
     loads = [load for record in records if (load := record.environment.get("load_average"))]
     console.print(f"{met} of {len(found)} targets met. Figures are medians of CPU time ratios, with 95 % intervals.")

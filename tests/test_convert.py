@@ -65,7 +65,9 @@ def test_with_closed_gates_logits_are_the_transformers_inside_a_segment_and_loca
     assert torch.equal(logits_of(infini, tokens), logits_of(local, tokens))
     for start in range(0, 4 * SEGMENT + 3, SEGMENT):
         segment = tokens[:, start : start + SEGMENT]
-        assert torch.equal(logits_of(infini, tokens)[:, start : start + SEGMENT], logits_of(plain, segment))
+        # Equal up to the rounding of products whose shapes differ.
+        inside = logits_of(infini, tokens)[:, start : start + SEGMENT]
+        torch.testing.assert_close(inside, logits_of(plain, segment), rtol=0, atol=2e-5)
 
 
 @torch.no_grad()
