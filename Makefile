@@ -28,7 +28,7 @@ lint: $(VENV)/.installed-dev
 
 # Writes the committed runs' reports anew, and fills in the README from their records.
 readme: $(VENV)/.installed
-	for run in results/*/*.jsonl; do $(BIN)/archbench report $$(dirname $$run) || exit; done
+	for run in $(filter-out results/bench/%,$(wildcard results/*/*.jsonl)); do $(BIN)/archbench report $$(dirname $$run) || exit; done
 	$(BIN)/python -m archbench.report.readme README.md
 
 $(VENV)/.installed: pyproject.toml
