@@ -509,7 +509,7 @@ class BenchWatch:
 
 def print_bench(records: Sequence[Record]) -> None:
     """The table of a bench run: a row a target."""
-    from archbench.bench.table import HEADINGS, rows
+    from archbench.bench.table import HEADINGS, rows, tally
 
     found = rows(records)
     table = Table(box=box.SIMPLE_HEAD)
@@ -518,9 +518,8 @@ def print_bench(records: Sequence[Record]) -> None:
     for row in found:
         table.add_row(*row[: len(HEADINGS)])
     _wide().print(table)
-    met = sum(row.verdict.startswith("met") for row in found)
     loads = [load for record in records if (load := record.environment.get("load_average"))]
-    console.print(f"{met} of {len(found)} targets met. Figures are medians of CPU time ratios, with 95 % intervals.")
+    console.print(f"{tally(found)} Figures are medians of CPU time ratios, with 95 % intervals.")
     if loads:
         found_loads = [load[0] for load in loads]
         console.print(f"Load average at the time: {min(found_loads)} to {max(found_loads)}.")

@@ -76,11 +76,11 @@ def search(
     is done there is skipped. Nothing for a suite without.
 
     Raises:
-        SuiteError: the suite or the names in `only` are wrong; before anything runs.
+        SuiteError: the suite or the names in `only` are wrong; before any trial runs.
     """
-    make_plan(suite, only)
     if suite.tuning is None:
         return {}
+    make_plan(suite, only)
     tried = trials(suite, only)
     if not tried.cells:
         return {}

@@ -115,19 +115,21 @@ def fit(runs: Sequence[Run], resamples: int = RESAMPLES, seed: int = 0) -> Scali
     sizes = sorted({run.parameters for run in runs})
     if len(sizes) < 2:
         raise UnsupportedError(f"{len(sizes)} size(s) measured; a scaling law needs two at least")
-    draws = _draws(runs, resamples, seed)
+    whole = _law(runs)
     smaller = [run for run in runs if run.parameters < sizes[-1]]
     check: dict[str, float | Interval | None] = {}
     if len(sizes) > 2:
         largest = [run for run in runs if run.parameters == sizes[-1]]
         n_bytes = float(np.mean([run.bytes for run in largest]))
-        spread = [law._at(sizes[-1], n_bytes) for law in _draws(smaller, resamples, seed)]
+        law = _law(smaller)
+        spread = [drawn._at(sizes[-1], n_bytes) for drawn in _draws(smaller, law, resamples, seed)]
         check = {
             "held_out": float(np.mean([run.loss for run in largest])),
-            "predicted": _law(smaller)._at(sizes[-1], n_bytes),
+            "predicted": law._at(sizes[-1], n_bytes),
             "predicted_interval": percentile_interval(spread) if len(spread) > 1 else None,
         }
-    return Scaling(law=_law(runs), draws=draws, n_runs=len(runs), n_sizes=len(sizes), **check)  # type: ignore[arg-type]
+    draws = _draws(runs, whole, resamples, seed)
+    return Scaling(law=whole, draws=draws, n_runs=len(runs), n_sizes=len(sizes), **check)  # type: ignore[arg-type]
 
 
 def crossing(first: str, a: Scaling, second: str, b: Scaling, n_bytes: float) -> LawCrossing | None:
@@ -161,15 +163,16 @@ def _root(a: Law, b: Law, n_bytes: float, low: float, high: float) -> float | No
     return float(np.exp(brentq(gap, np.log(low), np.log(high))))
 
 
-def _draws(runs: Sequence[Run], resamples: int, seed: int) -> tuple[Law, ...]:
-    """Laws of runs drawn with replacement within each place. Seeds that all places share are drawn alike, so that two
-    architectures trained on the same seeds move together. Nothing where every place has one run."""
+def _draws(runs: Sequence[Run], whole: Law, resamples: int, seed: int) -> tuple[Law, ...]:
+    """Laws, each searched near `whole`, of runs drawn with replacement within each place. Seeds that all places share
+    are drawn alike, so that two architectures trained on the same seeds move together. Nothing where every
+    place has one run."""
     places: dict[tuple[float, float], list[Run]] = {}
     for run in sorted(runs, key=lambda run: run.seed):
         places.setdefault(run.place, []).append(run)
     if all(len(group) == 1 for group in places.values()):
         return ()
-    generator, whole = np.random.default_rng(seed), _law(runs)
+    generator = np.random.default_rng(seed)
     most = max(len(group) for group in places.values())
     laws = []
     for _ in range(resamples):

@@ -36,7 +36,11 @@ def target(**changes):
 
 
 def measured(found):
-    return bench.measure(found, "run", "source", "command", lambda *_: None)
+    def take(target, trial):
+        for _ in range(target.turns):
+            trial.turn()
+
+    return bench.measure(found, "run", "source", "command", take)
 
 
 def figure(found):

@@ -10,13 +10,13 @@ from tiny_subject import built, made_up_text, subject_of
 from torch import Generator, Tensor
 
 from archbench import registry
+from archbench.clocks import CLOCKS
 from archbench.codec import ByteCodec
 from archbench.data.corpus import Corpus
 from archbench.data.document import Document
 from archbench.drafting import Drafted
 from archbench.errors import ConfigError, UnsupportedError
 from archbench.metric import Measurement, Probe, Subject
-from archbench.metrics.latency import CLOCKS
 from archbench.metrics.speculation_speed import METRIC, Pair, SpeculationSpeedSettings, compare
 from archbench.model import Emission, FlopFormulas, Likelihood, Phase, SequenceModel, Speculative, Traits
 from archbench.prompts import Prompts, heldout_stream

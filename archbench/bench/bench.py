@@ -11,6 +11,7 @@ import torch
 
 from archbench.bench import records
 from archbench.bench.target import Target
+from archbench.bench.trial import Trial
 from archbench.errors import ArchbenchError
 from archbench.ops import backends
 from archbench.record import Record, RecordFile
@@ -19,16 +20,18 @@ Notify = Callable[[Target, int, int], None]
 """Called with the target and how many of its turns are done."""
 
 
-def measure(target: Target, run: str, source_hash: str, command: str, notify: Notify) -> list[Record]:
-    """All turns of one target on one thread, as records; a reason where it cannot be measured here."""
+Turns = Callable[[Target, Trial], None]
+"""Takes all turns of a target's trial."""
+
+
+def measure(target: Target, run: str, source_hash: str, command: str, take: Turns) -> list[Record]:
+    """One target on one thread, as records; a reason where it cannot be measured here."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     backends.forget()
     try:
         trial = target.prepare()
-        for done in range(target.turns):
-            notify(target, done, target.turns)
-            trial.turn()
+        take(target, trial)
         return records.outcome(target, trial, run, source_hash, command)
     except ArchbenchError as error:
         return [records.missing(target, run, source_hash, command, str(error))]
@@ -48,10 +51,16 @@ def run(targets: Sequence[Target], out: Path, command: str, notify: Notify, *, a
     source_hash = records.source()
     path = results_file(out, source_hash)
     file = RecordFile(path)
+
+    def take(target: Target, trial: Trial) -> None:
+        for done in range(target.turns):
+            notify(target, done, target.turns)
+            trial.turn()
+
     answered = set() if again else {record.job for record in file if record.status != "failed"}
     for target in targets:
         if records.job_id(target, source_hash) not in answered:
-            file.append(measure(target, path.stem, source_hash, command, notify))
+            file.append(measure(target, path.stem, source_hash, command, take))
     return path
 
 

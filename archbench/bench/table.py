@@ -40,14 +40,14 @@ def verdict(record: Record) -> str:
     if record.value is None:
         return f"not measured: {record.reason}"
     must, stretch = record.settings["must"], record.settings["stretch"]
-    if not _reached(record, must):
+    if not reached(record.value, must, record.better):
         return "not met"
-    return "met (stretch)" if stretch is not None and _reached(record, stretch) else "met"
+    return "met (stretch)" if stretch is not None and reached(record.value, stretch, record.better) else "met"
 
 
-def _reached(record: Record, bound: float) -> bool:
-    assert record.value is not None
-    return record.value >= bound if record.better == "higher" else record.value <= bound
+def reached(value: float, bound: float, better: str) -> bool:
+    """Whether a figure is as good as the bound."""
+    return value >= bound if better == "higher" else value <= bound
 
 
 def _row(record: Record, sides: dict[tuple[str, str], Record]) -> Row:
@@ -84,12 +84,16 @@ def _short(value: float) -> str:
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
+def tally(found: Sequence[Row]) -> str:
+    """How many targets were met."""
+    return f"{sum(row.verdict.startswith('met') for row in found)} of {len(found)} targets met."
+
+
 def markdown(records: Sequence[Record]) -> str:
     """The table in Markdown, with how many targets were met on top."""
     found = rows(records)
-    met = sum(row.verdict.startswith("met") for row in found)
     lines = [
-        f"{met} of {len(found)} targets met.",
+        tally(found),
         "",
         "| " + " | ".join(HEADINGS) + " |",
         "|" + " --- |" * len(HEADINGS),

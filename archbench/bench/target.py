@@ -10,6 +10,7 @@ from functools import cache
 from typing import Literal
 
 from archbench.bench import families
+from archbench.bench.table import reached
 from archbench.bench.trial import Trial
 from archbench.errors import ConfigError, suggestion
 
@@ -46,13 +47,7 @@ class Target:
     prepare: Callable[[], Trial]
 
     def met(self, value: float) -> bool:
-        return self._reached(value, self.must)
-
-    def stretched(self, value: float) -> bool:
-        return self.stretch is not None and self._reached(value, self.stretch)
-
-    def _reached(self, value: float, bound: float) -> bool:
-        return value >= bound if self.better == "higher" else value <= bound
+        return reached(value, self.must, self.better)
 
 
 @cache

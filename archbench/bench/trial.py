@@ -11,14 +11,11 @@ time is that of all threads of the process and decides; wall time stands beside 
 from __future__ import annotations
 
 import gc
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Union
 
-CLOCKS: Mapping[str, Callable[[], float]] = {"cpu": time.process_time, "wall": time.perf_counter}
-TICK = max(time.get_clock_info(clock).resolution for clock in ("perf_counter", "process_time"))
-"""Seconds; nothing is measured to take less."""
+from archbench.clocks import CLOCKS, TICK, collector_paused
 
 
 def _nothing() -> None:
@@ -63,11 +60,8 @@ class Race:
     def _round(self, number: int) -> dict[str, dict[str, float]]:
         sides = {"ours": self.ours, "peer": self.peer}
         gc.collect()
-        gc.disable()
-        try:
+        with collector_paused():
             return {name: _seconds(sides[name]) for name in (_SIDES if number % 2 == 0 else _SIDES[::-1])}
-        finally:
-            gc.enable()
 
 
 _SIDES = ("ours", "peer")

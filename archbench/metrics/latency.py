@@ -13,8 +13,7 @@ as anyone who shows tokens must, so an accelerator is waited for at every step.
 from __future__ import annotations
 
 import gc
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -22,16 +21,13 @@ from typing import ClassVar
 
 import torch
 
+from archbench.clocks import CLOCKS, TICK, collector_paused
 from archbench.errors import ConfigError, UnsupportedError
 from archbench.generation import aligned
 from archbench.metric import Measurement, Probe, Quantity, Sample, Subject, TimedMetric
 from archbench.prompts import HeldoutStream, Prompts, heldout_stream
 from archbench.roofline import synchronize
 from archbench.sampling import Sampling
-
-CLOCKS: Mapping[str, Callable[[], float]] = {"wall": time.perf_counter, "cpu": time.process_time}
-TICK = max(time.get_clock_info(clock).resolution for clock in ("perf_counter", "process_time"))
-"""Seconds; nothing is measured to take less."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,13 +147,8 @@ class Stopwatch:
 def quiet() -> Iterator[None]:
     """No garbage collection inside; collects before."""
     gc.collect()
-    was_on = gc.isenabled()
-    gc.disable()
-    try:
+    with collector_paused():
         yield
-    finally:
-        if was_on:
-            gc.enable()
 
 
 METRIC = LatencyMetric()

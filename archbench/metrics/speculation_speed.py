@@ -36,10 +36,11 @@ import torch
 from jaxtyping import Int
 from torch import Generator, Tensor
 
+from archbench.clocks import CLOCKS
 from archbench.errors import ConfigError, UnsupportedError
 from archbench.generation import Writer, generate
 from archbench.metric import Measurement, Probe, Quantity, Sample, Subject, TimedMetric
-from archbench.metrics.latency import CLOCKS, Stopwatch, quiet
+from archbench.metrics.latency import Stopwatch, quiet
 from archbench.model import Likelihood, Speculative, Traits
 from archbench.prompts import Prompts, heldout_stream
 from archbench.sampling import GREEDY, Sampling

@@ -31,7 +31,7 @@ from archbench.report.paper_costs import summary
 from archbench.report.passkey import passkey_tables
 from archbench.report.quality import quality_table
 from archbench.report.table import Table
-from archbench.report.verdict import headline
+from archbench.report.verdict import headline, subtitle
 
 FIGURES = (("quality", "Bits per byte against training FLOPs"), ("time_per_token", "Time per token against context"))
 
@@ -156,7 +156,7 @@ def _pictures(results: Path, root: Path, figures: Iterable[tuple[str, str]]) -> 
 
 
 def _made_by(evidence: Evidence, results: Path, root: Path) -> str:
-    facts = dict(headline(evidence, []).subtitle)
+    facts = dict(subtitle(evidence.records))
     file = newest(results).resolve().relative_to(root.resolve())
     return f"\nMade by `{facts['command']}` on {facts['machine']} ({facts['date']}); records in `{file}`."
 

@@ -54,7 +54,7 @@ def headline(evidence: Evidence, remarks: list[str]) -> Headline:
     head = evidence.records[0]
     return Headline(
         title=head.suite or "archbench run",
-        subtitle=_subtitle(evidence.records),
+        subtitle=subtitle(evidence.records),
         paragraphs=tuple(paragraphs),
         exploratory=tuple(reasons),
         remarks=tuple(remarks),
@@ -64,16 +64,15 @@ def headline(evidence: Evidence, remarks: list[str]) -> Headline:
 def counted_headline(evidence: Evidence, paragraphs: tuple[str, ...]) -> Headline:
     """Of a run that trained nothing: what it says is exact, and nothing is ranked."""
     title = evidence.records[0].suite or "archbench run"
-    return Headline(
-        title=title, subtitle=_subtitle(evidence.records), paragraphs=paragraphs, exploratory=(), remarks=()
-    )
+    return Headline(title=title, subtitle=subtitle(evidence.records), paragraphs=paragraphs, exploratory=(), remarks=())
 
 
 def _place(size: str, corpus: str, several: bool) -> str:
     return f"At size {size} on {corpus}: " if several else ""
 
 
-def _subtitle(records: list[Record]) -> tuple[tuple[str, str], ...]:
+def subtitle(records: list[Record]) -> tuple[tuple[str, str], ...]:
+    """Suite, date, machine and command of a run."""
     head = records[-1]
     created = sorted(record.created for record in records if record.created)
     environment = head.environment

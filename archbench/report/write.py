@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import gc
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from archbench.clocks import collector_paused
 from archbench.record import newest, read
 from archbench.report.claims import claims_table
 from archbench.report.contents import FIGURES, contents
@@ -35,7 +33,8 @@ def write_report(path: Path, out: Path | None = None) -> ReportFiles:
     Raises:
         RecordError: there are no records at `path`, or a line of them is damaged.
     """
-    with _collector_paused():
+    # Few cycles arise here, and looking for them through all records is a quarter of a large report's time.
+    with collector_paused():
         return _written(path, out)
 
 
@@ -60,16 +59,3 @@ def _written(path: Path, out: Path | None) -> ReportFiles:
         figures=tuple(file for file in written if file.suffix != ".csv"),
         data=tuple(file for file in written if file.suffix == ".csv"),
     )
-
-
-@contextmanager
-def _collector_paused() -> Iterator[None]:
-    """Python's search for reference cycles, which finds few here and looks through all records again and again, is a
-    quarter of the time of a large report."""
-    was_on = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_on:
-            gc.enable()
