@@ -36,7 +36,7 @@ from torch import Generator, Tensor, nn
 from archbench.errors import CheckpointError, ConfigError
 from archbench.foreign import Sources, boundary_token, integer, number, only, rename
 from archbench.layers import Embedding, Linear, RMSNorm, Stack
-from archbench.model import Architecture, AutoregressiveModel, HFImport, Traits
+from archbench.model import Architecture, AutoregressiveModel, AutoregressiveState, Emission, HFImport, Traits
 from archbench.ops.conv import causal_conv
 from archbench.ops.recurrent import Stepper, steppers
 from archbench.ops.recurrent_weights import MixerWeights, RecurrentWeights, States
@@ -210,7 +210,7 @@ class Mamba(AutoregressiveModel):
     def hidden(
         self, tokens: Int[Tensor, "b t"], layers: tuple[LayerState, ...]
     ) -> tuple[Float[Tensor, "b t d"], tuple[LayerState, ...]]:
-        stepper = self._stepper(tokens.shape[1])
+        stepper = self._stepper(tokens.shape[1], layers)
         if stepper is not None:
             hidden, after = stepper.hidden(tokens, layers)
             return hidden, _layer_states(after, layers)
@@ -224,7 +224,7 @@ class Mamba(AutoregressiveModel):
     def predict(
         self, tokens: Int[Tensor, "b t"], layers: tuple[LayerState, ...]
     ) -> tuple[Float[Tensor, "b t v"], tuple[LayerState, ...]]:
-        stepper = self._stepper(tokens.shape[1])
+        stepper = self._stepper(tokens.shape[1], layers)
         if stepper is None:
             return super().predict(tokens, layers)
         logits, after = stepper.predict(tokens, layers)
@@ -237,15 +237,31 @@ class Mamba(AutoregressiveModel):
         sampling: Sampling,
         generator: Generator | None,
     ) -> tuple[Int[Tensor, " b"], tuple[LayerState, ...]]:
-        stepper = self._stepper(1) if sampling.greedy else None
+        stepper = self._stepper(1, layers) if sampling.greedy else None
         if stepper is None:
             return super().write(pending, layers, sampling, generator)
-        token, after = stepper.write(pending, layers)
-        return token, _layer_states(after, layers)
+        tokens, after = stepper.write(pending, layers, 1)
+        return tokens.view(-1), _layer_states(after, layers)
 
-    def _stepper(self, n: int) -> Stepper | None:
-        """What reads n new tokens of every row quicker than the modules do, if anything."""
-        return self.steppers.serving(self, n, self._weights)
+    def decode_steps(
+        self, state: AutoregressiveState, n: int, sampling: Sampling, generator: Generator | None
+    ) -> Emission:
+        stepper = self._stepper(1, state.layers) if sampling.greedy else None
+        if stepper is None or stepper.most_at_once == 1:
+            return super().decode_steps(state, n, sampling, generator)
+        n = min(n, stepper.most_at_once)
+        tokens, after = stepper.write(state.pending, state.layers, n)
+        pending = tokens[:, -1].clone()
+        layers = _layer_states(after, state.layers)
+        return Emission(tokens, torch.full_like(pending, n), AutoregressiveState(pending, layers))
+
+    def _stepper(self, n: int, layers: tuple[LayerState, ...]) -> Stepper | None:
+        """What reads n new tokens of every row quicker than the modules do, if anything. It knows the modules' weights,
+        not what a subclass makes of them."""
+        own = type(self)
+        if own.hidden is not Mamba.hidden or own.logits is not Mamba.logits:
+            return None
+        return self.steppers.serving(self, n, self._weights, state=layers)
 
     def _weights(self) -> RecurrentWeights:
         config = self.config

@@ -424,6 +424,9 @@ class TransformerXL(AutoregressiveModel):
     def _backbone(self, n: int) -> LeanBackbone | None:
         """What reads n new tokens of every row quicker than the modules do, if anything. Nothing in fp64, which serves
         to compare to the last digit: the modules' norms are in fp32 even then."""
+        own = type(self)
+        if own.hidden is not TransformerXL.hidden or own.logits is not TransformerXL.logits:
+            return None  # it knows the modules' weights, not what a subclass makes of them
         if self.embedding.weight.dtype == torch.float64:
             return None
         return self.ladder.serving(self, n, self._weights)
