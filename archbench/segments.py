@@ -28,7 +28,7 @@ from archbench.layers import Embedding, Frontend, Linear, RMSNorm, Stack, SwiGLU
 from archbench.model import AutoregressiveModel, AutoregressiveState
 from archbench.ops.attention import causal_attention, causal_attention_flops
 from archbench.ops.backbone_lean import LONGEST, Attend, BackboneWeights, LeanBackbone
-from archbench.ops.decode_ladder import Ladder
+from archbench.ops.decode_ladder import Ladder, unchanged
 from archbench.ops.decode_weights import BlockWeights
 from archbench.state import State
 
@@ -398,7 +398,7 @@ class SegmentModel(AutoregressiveModel):
     def _backbone(self, n: int) -> LeanBackbone | None:
         """What reads n new tokens of every row quicker than the modules do, if anything. Nothing in fp64, which serves
         to compare to the last digit: the modules' norms are in fp32 even then."""
-        if self.embedding.weight.dtype == torch.float64:
+        if self.embedding.weight.dtype == torch.float64 or not unchanged(self, SegmentModel, "hidden", "logits"):
             return None
         return self.ladder.serving(self, n, self._weights)
 

@@ -303,3 +303,41 @@ def test_extreme_weights_give_what_the_modules_give() -> None:
         for ours, theirs in zip(tensors(layers), tensors(reference), strict=True):
             assert ours.isfinite().all()
             torch.testing.assert_close(ours, theirs.detach(), rtol=1e-4, atol=1e-6)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("name", ["mamba", "mamba2"])
+def test_many_tokens_written_in_one_call_are_those_of_single_steps(
+    name: str, level: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Tokens and the state after them; a level that writes one at a time says so."""
+    monkeypatch.setenv(backends.VARIABLE, level)
+    model = built(name)
+    start = read(model, drawn(model, 3, 9))
+    singly, state = [], copy_state(start)
+    for _ in range(10):
+        tokens, _, state = model.decode_step(state, GREEDY, None)
+        singly.append(tokens)
+    together, after = [], copy_state(start)
+    while sum(tokens.shape[1] for tokens in together) < 10:
+        left = 10 - sum(tokens.shape[1] for tokens in together)
+        tokens, counts, after = model.decode_steps(after, left, GREEDY, None)
+        assert counts.tolist() == [tokens.shape[1]] * 3
+        together.append(tokens)
+    assert len(together) == (1 if level == "native" else 10)
+    assert torch.equal(torch.cat(together, dim=1), torch.cat(singly, dim=1))
+    assert all(map(torch.equal, tensors(after), tensors(state)))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["mamba", "mamba2"])
+def test_a_subclass_that_computes_otherwise_is_asked_itself(name: str) -> None:
+    model = built(name)
+
+    class Mute(type(model)):
+        def logits(self, hidden: Tensor) -> Tensor:
+            return super().logits(hidden) * 0
+
+    model.__class__ = Mute
+    assert not model.predict(drawn(model, 1, 1), model.initial_layers(1))[0].any()

@@ -26,22 +26,20 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Generator, Tensor, nn
 
 from archbench.errors import CheckpointError, ConfigError
 from archbench.foreign import Sources, boundary_token, integer, number, only, rename
-from archbench.layers import Embedding, Linear, RMSNorm, Stack
-from archbench.model import Architecture, AutoregressiveModel, HFImport, Traits
+from archbench.layers import Linear
+from archbench.model import Architecture, HFImport, Traits
 from archbench.ops.conv import causal_conv
-from archbench.ops.recurrent import Stepper, steppers
-from archbench.ops.recurrent_weights import MixerWeights, RecurrentWeights, States
+from archbench.ops.recurrent_weights import MixerWeights, RecurrentWeights
 from archbench.ops.scan import selective_scan
-from archbench.sampling import Sampling
+from archbench.recurrent import LayerState, RecurrentMixer, RecurrentModel
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,14 +86,7 @@ class MambaConfig:
         return (1 if self.tie_embeddings else 2) * self.vocab_size * d + self.n_layers * block + d
 
 
-class LayerState(NamedTuple):
-    """The last W - 1 inputs of the convolution and the recurrent state, both fp32."""
-
-    window: Float[Tensor, "b w c"]
-    ssm: Float[Tensor, "b c n"]
-
-
-class Mixer(nn.Module):
+class Mixer(RecurrentMixer):
     """The selective state-space mixer of one block."""
 
     def __init__(self, config: MambaConfig, generator: Generator | None) -> None:
@@ -155,103 +146,30 @@ class Mixer(nn.Module):
         matrices = sum(m.flops(n) for m in (self.in_proj, self.x_proj, self.dt_proj, self.out_proj))
         return matrices + n * (2 * config.d_conv * config.d_inner + 6 * config.d_inner * config.d_state)
 
-
-class Block(nn.Module):
-    def __init__(self, config: MambaConfig, generator: Generator | None) -> None:
-        super().__init__()
-        self.norm = RMSNorm(config.d_model, config.norm_eps)
-        self.mixer = Mixer(config, generator)
-
-    def forward(self, u: Float[Tensor, "b t d"], state: LayerState) -> tuple[Float[Tensor, "b t d"], LayerState]:
-        mixed, state = self.mixer(self.norm(u), state)
-        return u + mixed, state
-
-    def weights(self) -> MixerWeights:
-        """What a decode step needs of the block."""
-        mixer = self.mixer
+    def weights(self, norm: Float[Tensor, " d"]) -> MixerWeights:
         return MixerWeights(
-            norm=self.norm.weight,
-            in_proj=mixer.in_proj.weight,
-            conv=mixer.conv_weight,
-            conv_bias=mixer.conv_bias,
-            step_bias=mixer.dt_bias,
-            A=-mixer.A_log.detach().float().exp(),
-            skip=mixer.D,
-            out_proj=mixer.out_proj.weight,
-            x_proj=mixer.x_proj.weight,
-            dt_proj=mixer.dt_proj.weight,
+            norm=norm,
+            in_proj=self.in_proj.weight,
+            conv=self.conv_weight,
+            conv_bias=self.conv_bias,
+            step_bias=self.dt_bias,
+            A=-self.A_log.detach().float().exp(),
+            skip=self.D,
+            out_proj=self.out_proj.weight,
+            x_proj=self.x_proj.weight,
+            dt_proj=self.dt_proj.weight,
         )
 
 
-def _layer_states(after: States, before: tuple[LayerState, ...]) -> tuple[LayerState, ...]:
-    """What a stepper returns as states: those it was given, where it wrote in place."""
-    return before if after is before else tuple([LayerState(window, ssm) for window, ssm in after])
-
-
-class Mamba(AutoregressiveModel):
-    """State: a convolution window and a recurrent state a layer; constant however much was read."""
-
+class Mamba(RecurrentModel):
     def __init__(self, config: MambaConfig, generator: Generator | None = None) -> None:
-        super().__init__()
-        self.config = config
-        self.vocab_size = config.vocab_size
-        self.boundary = config.boundary
-        self.embedding = Embedding(config.vocab_size, config.d_model, std=0.02, generator=generator)
-        self.blocks: Stack[Block] = Stack(Block(config, generator) for _ in range(config.n_layers))
-        self.norm = RMSNorm(config.d_model, config.norm_eps)
-        self.unembedding = Linear(config.d_model, config.vocab_size, std=0.02, generator=generator)
-        if config.tie_embeddings:
-            self.unembedding.weight = self.embedding.weight
-        self.steppers = steppers()
+        super().__init__(config, Mixer, generator)
 
-    def initial_layers(self, batch_size: int) -> tuple[LayerState, ...]:
-        return tuple(block.mixer.initial_state(batch_size) for block in self.blocks)
-
-    def hidden(
-        self, tokens: Int[Tensor, "b t"], layers: tuple[LayerState, ...]
-    ) -> tuple[Float[Tensor, "b t d"], tuple[LayerState, ...]]:
-        stepper = self._stepper(tokens.shape[1])
-        if stepper is not None:
-            hidden, after = stepper.hidden(tokens, layers)
-            return hidden, _layer_states(after, layers)
-        u = self.embedding(tokens)
-        states = []
-        for block, state in zip(self.blocks, layers, strict=True):
-            u, state = block(u, state)
-            states.append(state)
-        return self.norm(u), tuple(states)
-
-    def predict(
-        self, tokens: Int[Tensor, "b t"], layers: tuple[LayerState, ...]
-    ) -> tuple[Float[Tensor, "b t v"], tuple[LayerState, ...]]:
-        stepper = self._stepper(tokens.shape[1])
-        if stepper is None:
-            return super().predict(tokens, layers)
-        logits, after = stepper.predict(tokens, layers)
-        return logits, _layer_states(after, layers)
-
-    def write(
-        self,
-        pending: Int[Tensor, " b"],
-        layers: tuple[LayerState, ...],
-        sampling: Sampling,
-        generator: Generator | None,
-    ) -> tuple[Int[Tensor, " b"], tuple[LayerState, ...]]:
-        stepper = self._stepper(1) if sampling.greedy else None
-        if stepper is None:
-            return super().write(pending, layers, sampling, generator)
-        token, after = stepper.write(pending, layers)
-        return token, _layer_states(after, layers)
-
-    def _stepper(self, n: int) -> Stepper | None:
-        """What reads n new tokens of every row quicker than the modules do, if anything."""
-        return self.steppers.serving(self, n, self._weights)
-
-    def _weights(self) -> RecurrentWeights:
+    def recurrent_weights(self, mixers: list[MixerWeights]) -> RecurrentWeights:
         config = self.config
         return RecurrentWeights(
             embedding=self.embedding.weight,
-            mixers=[block.weights() for block in self.blocks],
+            mixers=mixers,
             norm=self.norm.weight,
             unembedding=self.unembedding.weight,
             d_inner=config.d_inner,
@@ -259,18 +177,8 @@ class Mamba(AutoregressiveModel):
             eps=config.norm_eps,
         )
 
-    def logits(self, hidden: Float[Tensor, "*n d"]) -> Float[Tensor, "*n v"]:
-        return F.linear(hidden, self.unembedding.weight)
-
     def undecayed(self) -> Iterable[nn.Parameter]:
         return [block.mixer.A_log for block in self.blocks]
-
-    def hidden_flops(self, n: int, context: int, causal: float) -> float:
-        del context, causal  # a recurrence reads the past from its state
-        return float(sum(block.mixer.flops(n) for block in self.blocks))
-
-    def logits_flops(self) -> float:
-        return float(self.unembedding.flops(1))
 
 
 @cache

@@ -43,6 +43,7 @@ from archbench.layers import (
 from archbench.model import Architecture, AutoregressiveModel, AutoregressiveState, Emission, HFImport, Traits
 from archbench.ops.attention import causal_attention, causal_attention_flops
 from archbench.ops.decode import Decoder, decoders
+from archbench.ops.decode_ladder import unchanged
 from archbench.ops.decode_weights import BlockWeights, DecoderWeights, Read
 from archbench.sampling import Sampling
 from archbench.state import State
@@ -301,10 +302,8 @@ class Transformer(AutoregressiveModel):
         return decoder.read(tokens, layers[:n_blocks], length, embedded=embedded, logits=logits), window
 
     def _decoder(self, n: int, layers: State) -> Decoder | None:
-        """What reads n new tokens of every row quicker than the modules do, if anything. It knows the modules' weights,
-        not what a subclass makes of them."""
-        own = type(self)
-        if own.hidden is not Transformer.hidden or own.decode_step is not Transformer.decode_step:
+        """What reads n new tokens of every row quicker than the modules do, if anything."""
+        if not unchanged(self, Transformer, "hidden", "decode_step"):
             return None
         return self.decoders.serving(self, n, self._weights, state=layers[: self.config.n_layers])
 

@@ -98,6 +98,12 @@ class Ladder(Generic[W, D]):
         return self._made[level].of(module, lambda: self._kinds[level](weights()))
 
 
+def unchanged(model: nn.Module, owner: type, *methods: str) -> bool:
+    """Whether a subclass left these methods of `owner` as they are: a decoder knows the weights of its modules, not
+    what somebody else makes of them."""
+    return all(getattr(type(model), name) is getattr(owner, name) for name in methods)
+
+
 def _for_many_threads(module: nn.Module) -> bool:
     """Whether torch's threads are likely to beat the one thread of native steps: those are bound by reading weights,
     and large weights come quicker to several cores. Where the border lies was estimated, not measured."""

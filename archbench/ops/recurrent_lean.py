@@ -16,7 +16,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from archbench.ops.lean_stream import LeanStream, transposed
-from archbench.ops.recurrent_weights import MixerWeights, RecurrentWeights, States
+from archbench.ops.recurrent_weights import LastStates, MixerWeights, RecurrentWeights, States
 
 
 class _Mixer(NamedTuple):
@@ -38,6 +38,9 @@ class _Mixer(NamedTuple):
 class LeanStepper:
     """A model's weights, ready for steps."""
 
+    most_at_once = 1
+    """Tokens of a row that one call writes at most."""
+
     def __init__(self, weights: RecurrentWeights) -> None:
         self._weights = weights
         table = weights.embedding
@@ -45,11 +48,17 @@ class LeanStepper:
         self._wide = self._stream.wide
         self._gain, self._unembedding = self._stream.product(weights.norm, weights.unembedding)
         self._mixers = [self._mixer(mixer) for mixer in weights.mixers]
+        self._last = LastStates()
 
-    def write(self, pending: Int[Tensor, " b"], states: States) -> tuple[Int[Tensor, " b"], States]:
+    def write(self, pending: Int[Tensor, " b"], states: States, n: int) -> tuple[Int[Tensor, "b n"], States]:
         """Reads the pending token of each row and returns the most likely next one. Gives up the states."""
+        assert n == 1
         logits, states = self.predict(pending[:, None], states)
-        return logits[:, 0].argmax(-1), states
+        return logits.argmax(-1), states
+
+    def continues(self, states: States) -> bool:
+        """Whether these are the states of the last call."""
+        return self._last.are(states)
 
     def predict(self, tokens: Int[Tensor, "b 1"], states: States) -> tuple[Float[Tensor, "b 1 v"], States]:
         """Reads a token of each row and returns the logits of what follows it. Gives up the states."""
@@ -72,6 +81,7 @@ class LeanStepper:
             y, window, state = step(mixer, projected, window, state)
             x.addmm_(y, mixer.out_proj)
             after.append((window, state))
+        self._last.become(after)
         return stream, x, after
 
     def _step(

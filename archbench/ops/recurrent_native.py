@@ -13,7 +13,6 @@ import ctypes
 import functools
 import math
 import threading
-import weakref
 from collections.abc import Callable
 from itertools import chain
 
@@ -23,7 +22,7 @@ from torch import Tensor
 
 from archbench.ops import native
 from archbench.ops.panels import Packed, Panels
-from archbench.ops.recurrent_weights import MixerWeights, RecurrentWeights, States
+from archbench.ops.recurrent_weights import LastStates, MixerWeights, RecurrentWeights, States
 
 
 class _Mixer(ctypes.Structure):
@@ -59,17 +58,22 @@ class _Arguments(ctypes.Structure):
 
 
 @functools.cache
-def _kernel(library: ctypes.CDLL) -> Callable[..., int]:
-    library.archbench_recurrent_read.argtypes = (ctypes.c_void_p,)
-    library.archbench_recurrent_read.restype = ctypes.c_int64
-    return library.archbench_recurrent_read
+def _kernels(library: ctypes.CDLL) -> tuple[Callable[..., int], Callable[..., int]]:
+    """(read, write)."""
+    for kernel in (library.archbench_recurrent_read, library.archbench_recurrent_write):
+        kernel.argtypes = (ctypes.c_void_p,)
+        kernel.restype = ctypes.c_int64
+    return library.archbench_recurrent_read, library.archbench_recurrent_write
 
 
 class NativeStepper:
     """Packed weights of one model, ready for steps."""
 
+    most_at_once: int
+    """Tokens of a row that one call writes at most: it ends within seconds, and hears Ctrl-C only then."""
+
     def __init__(self, weights: RecurrentWeights) -> None:
-        self._run = _kernel(native.library())
+        self._read, self._write = _kernels(native.library())
         self._held: list[object] = []
         first = weights.mixers[0]
         embedding = self._keep(weights.embedding.detach().contiguous())
@@ -97,27 +101,36 @@ class NativeStepper:
         self._arguments.states = self._pointers
         self._address = ctypes.addressof(self._arguments)
         self._busy = threading.Lock()
-        self._known: list[weakref.ref[Tensor]] = []
+        self._last = LastStates()
+        n_bytes = sum(packed.n_bytes for packed in self._held if isinstance(packed, Packed))
+        self.most_at_once = min(256, 1 + 2_000_000_000 // n_bytes)
 
-    def write(self, pending: Int[Tensor, " b"], states: States) -> tuple[Int[Tensor, " b"], States]:
-        """Reads the pending token of each row and returns the most likely next one. Gives up the states."""
-        best = torch.empty(pending.shape[0], dtype=torch.long)
-        return best, self._call(pending, pending.shape[0], 1, states, best=best)
+    def write(self, pending: Int[Tensor, " b"], states: States, n: int) -> tuple[Int[Tensor, "b n"], States]:
+        """Reads the pending token of each row, then the most likely next one, and so on; returns the n tokens written.
+        Gives up the states."""
+        b = pending.shape[0]
+        best = torch.empty(b, n, dtype=torch.long)
+        return best, self._call(self._write, pending.contiguous(), b, n, states, best=best)
 
     def predict(self, tokens: Int[Tensor, "b t"], states: States) -> tuple[Float[Tensor, "b t v"], States]:
         """Reads tokens and returns the logits of what follows each. Gives up the states."""
         b, t = tokens.shape
         found = torch.empty(b, t, self._shape[0])
-        return found, self._call(tokens.contiguous(), b, t, states, logits=found)
+        return found, self._call(self._read, tokens.contiguous(), b, t, states, logits=found)
 
     def hidden(self, tokens: Int[Tensor, "b t"], states: States) -> tuple[Float[Tensor, "b t d"], States]:
         """Reads tokens and returns what the last norm makes of each. Gives up the states."""
         b, t = tokens.shape
         found = torch.empty(b, t, self._shape[1])
-        return found, self._call(tokens.contiguous(), b, t, states, hidden=found)
+        return found, self._call(self._read, tokens.contiguous(), b, t, states, hidden=found)
+
+    def continues(self, states: States) -> bool:
+        """Whether these are the states of the last call: the arguments hold their addresses."""
+        return self._last.are(states)
 
     def _call(
         self,
+        kernel: Callable[..., int],
         tokens: Tensor,
         b: int,
         t: int,
@@ -130,13 +143,13 @@ class NativeStepper:
         """Raises IndexError when a token is not in the vocabulary, before any state has changed."""
         with self._busy:
             arguments = self._arguments
-            if b != arguments.n_rows or not self._knows(states):
+            if b != arguments.n_rows or not self._last.are(states):
                 states = self._placed(states, b)
             arguments.n_rows, arguments.n_new, arguments.tokens = b, t, tokens.data_ptr()
             arguments.hidden = None if hidden is None else hidden.data_ptr()
             arguments.logits = None if logits is None else logits.data_ptr()
             arguments.best = None if best is None else best.data_ptr()
-            outcome = self._run(self._address)
+            outcome = kernel(self._address)
         if outcome == 1:
             raise MemoryError("a native kernel found no memory for its scratch")
         if outcome == 2:
@@ -150,14 +163,8 @@ class NativeStepper:
         for place, tensor in enumerate(chain.from_iterable(states)):
             assert len(tensor) == b, "tokens and states are of the same rows"
             self._pointers[place] = tensor.data_ptr()
-        self._known = [weakref.ref(tensor) for tensor in chain.from_iterable(states)]
+        self._last.become(states)
         return states
-
-    def _knows(self, states: States) -> bool:
-        """Whether the arguments hold the addresses of just these tensors: so it is from step to step."""
-        if len(self._known) != 2 * len(states):
-            return False
-        return all(tensor is known() for tensor, known in zip(chain.from_iterable(states), self._known, strict=True))
 
     def _mixer(self, mixer: MixerWeights) -> _Mixer:
         made = _Mixer(

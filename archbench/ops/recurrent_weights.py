@@ -7,7 +7,9 @@ h heads, p head width, v vocabulary.
 from __future__ import annotations
 
 import math
+import weakref
 from collections.abc import Sequence
+from itertools import chain
 from typing import NamedTuple, TypeAlias
 
 from jaxtyping import Float
@@ -52,3 +54,19 @@ class RecurrentWeights(NamedTuple):
     n_groups: int = 0
     step_floor: float = 0.0
     step_ceiling: float = math.inf
+
+
+class LastStates:
+    """Which states the last call left behind, without keeping them alive."""
+
+    def __init__(self) -> None:
+        self._known: list[weakref.ref[Tensor]] = []
+
+    def become(self, states: States) -> None:
+        self._known = [weakref.ref(tensor) for tensor in chain.from_iterable(states)]
+
+    def are(self, states: States) -> bool:
+        """Whether these are the same tensors: so it is from step to step."""
+        if len(self._known) != 2 * len(states):
+            return False
+        return all(tensor is known() for tensor, known in zip(chain.from_iterable(states), self._known, strict=True))

@@ -21,11 +21,11 @@ from archbench.architectures.transformer import Transformer, TransformerConfig
 from archbench.bench.target import Target
 from archbench.bench.trial import Race, Side, Trial
 from archbench.errors import MissingExtra
-from archbench.generation import continue_from
+from archbench.generation import Writer, continue_from
 from archbench.model import SequenceModel, Speculative
 from archbench.ops import backends
 from archbench.roofline import copy_bandwidth
-from archbench.sampling import GREEDY
+from archbench.sampling import GREEDY, Sampling
 from archbench.state import copy_state
 
 VOCAB, PROMPT, NEW = 256, 128, 64
@@ -45,21 +45,22 @@ def decoding_at(level: str) -> Iterator[None]:
             os.environ[backends.VARIABLE] = before
 
 
-def written(model: SequenceModel, level: str, n_new: int = NEW) -> Side:
-    """A greedy continuation of a prompt that was read before. Fresh copies of the state are made outside the clock, one
-    a call ahead."""
+def written(model: Writer, level: str, *, sampling: Sampling = GREEDY) -> Side:
+    """A continuation of a prompt that was read before, the same in every call. Fresh copies of the state are made
+    outside the clock, one a call ahead."""
     with decoding_at(level), torch.inference_mode():
         read = model.prefill(_prompt(), model.initial_state(1))
     waiting = [copy_state(read)]
 
     def call() -> None:
+        generator = Generator().manual_seed(0)
         with decoding_at(level), torch.inference_mode():
-            continue_from(model, waiting.pop(), 1, n_new, GREEDY)
+            continue_from(model, waiting.pop(), 1, NEW, sampling, generator)
 
     def again() -> None:
         waiting.append(copy_state(read))
 
-    return Side(call=call, work=n_new, prepare=again)
+    return Side(call=call, work=NEW, prepare=again)
 
 
 def _prompt() -> Tensor:
@@ -114,15 +115,15 @@ def llama_of(model: Transformer) -> Any:
     return theirs
 
 
-def generated(theirs: Any, n_new: int = NEW) -> Side:
+def generated(theirs: Any) -> Side:
     """What `generate` writes. The mask is given, since a prompt's token may be taken for padding otherwise."""
     prompt = _prompt()
 
     def call() -> None:
         mask = torch.ones_like(prompt)
-        theirs.generate(prompt, attention_mask=mask, max_new_tokens=n_new, min_new_tokens=n_new, do_sample=False)
+        theirs.generate(prompt, attention_mask=mask, max_new_tokens=NEW, min_new_tokens=NEW, do_sample=False)
 
-    return Side(call=call, work=n_new)
+    return Side(call=call, work=NEW)
 
 
 def _transformer(d_model: int, n_layers: int, n_heads: int) -> Transformer:

@@ -217,20 +217,47 @@ static void predict(const struct recurrent_args *a, const struct room *room) {
   for (ptrdiff_t row = 0; row < a->n_rows; row++) a->best[row] = largest(room->logits + row * v, v);
 }
 
-/* Reads n_new tokens of every row. */
-int64_t archbench_recurrent_read(const struct recurrent_args *a) {
+static int64_t read_tokens(const struct recurrent_args *a, const struct room *room) {
   const ptrdiff_t m = a->n_rows * a->n_new;
   for (ptrdiff_t r = 0; r < m; r++)
     if (a->tokens[r] < 0 || a->tokens[r] >= a->n_vocab) return NO_SUCH_TOKEN; /* before any state is touched */
+  look_up(a->embedding, a->half_embedding, a->n_vocab, a->d_model, a->tokens, m, room->stream);
+  for (ptrdiff_t layer = 0; layer < a->n_layers; layer++)
+    one_block(a, a->mixers + layer, a->states[2 * layer], a->states[2 * layer + 1], room);
+  predict(a, room);
+  return OK;
+}
+
+/* Reads n_new tokens of every row. */
+int64_t archbench_recurrent_read(const struct recurrent_args *a) {
   struct room room;
   float *memory = make_room(a, &room);
   if (!memory) return NO_MEMORY;
-  look_up(a->embedding, a->half_embedding, a->n_vocab, a->d_model, a->tokens, m, room.stream);
   const uint64_t mode = denormals_off();
-  for (ptrdiff_t layer = 0; layer < a->n_layers; layer++)
-    one_block(a, a->mixers + layer, a->states[2 * layer], a->states[2 * layer + 1], &room);
-  predict(a, &room);
+  const int64_t outcome = read_tokens(a, &room);
   denormals_restore(mode);
   free(memory);
-  return OK;
+  return outcome;
+}
+
+/* Reads a token of every row, then the most likely next one, and so on: n_new of them into `best` (n_rows, n_new). */
+int64_t archbench_recurrent_write(const struct recurrent_args *all) {
+  struct recurrent_args a = *all;
+  struct room room;
+  a.n_new = 1;
+  float *memory = make_room(&a, &room);
+  int64_t *next = malloc((size_t)a.n_rows * sizeof *next);
+  int64_t outcome = memory && next ? OK : NO_MEMORY;
+  const uint64_t mode = denormals_off();
+  a.best = next;
+  for (ptrdiff_t i = 0; outcome == OK && i < all->n_new; i++) {
+    outcome = read_tokens(&a, &room);
+    if (outcome == OK)
+      for (ptrdiff_t row = 0; row < a.n_rows; row++) all->best[row * all->n_new + i] = next[row];
+    a.tokens = next;
+  }
+  denormals_restore(mode);
+  free(next);
+  free(memory);
+  return outcome;
 }
