@@ -19,6 +19,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from archbench import heap
 from archbench.cell import Precision, Training
 from archbench.checkpoint import PARTIAL, load_tensors, load_weights, save_tensors
 from archbench.data.examples import Examples, Rows
@@ -102,7 +103,8 @@ def train(
         TrainingError: the loss or a gradient is not finite; the message names phase and step.
         CheckpointError: the partial checkpoint is damaged.
     """
-    return _Trainer(model, examples, training, lookahead, seed, folder, notify, save_every_s, stop).run()
+    with heap.kept():
+        return _Trainer(model, examples, training, lookahead, seed, folder, notify, save_every_s, stop).run()
 
 
 class _Trainer:

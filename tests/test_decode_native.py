@@ -377,9 +377,9 @@ def test_a_level_asked_for_is_refused_where_it_cannot_serve(at: Any) -> None:
     model = built(CONFIGS["GQA"])
     with torch.autocast("cpu", torch.bfloat16), pytest.raises(BackendError, match="autocast is on"):
         model.decode_step(model.initial_state(1), GREEDY, None)
-    layered = MTP(MTPConfig(**{**SIZES, "n_layers": 5}, head_type="layer"), Generator().manual_seed(0)).eval()
-    with pytest.raises(BackendError, match="heads of type layer"):
-        layered.decode_step(layered.initial_state(1), GREEDY, None)
+    chained = MTP(MTPConfig(**{**SIZES, "n_layers": 5}, head_type="sequential"), Generator().manual_seed(0)).eval()
+    with pytest.raises(BackendError, match="heads of type sequential"):
+        chained.decode_step(chained.initial_state(1), GREEDY, None)
     with torch.inference_mode():
         strange = built(CONFIGS["GQA"])
         with pytest.raises(BackendError, match="inference mode"):
@@ -497,11 +497,14 @@ def sentences(batch_size: int, n: int, seed: int) -> Tensor:
     return torch.stack(rows)
 
 
+HEADS = pytest.mark.parametrize("heads", ["replicated", "layer"])
+
+
 @cache
-def trained() -> MTP:
+def trained(heads: str = "replicated") -> MTP:
     """A model that has learned half of its words' spelling, so that its drafts are right about half of the time."""
-    config = MTPConfig(vocab_size=19, d_model=32, n_layers=2, n_heads=2, n_kv_heads=1, n_future=6)
-    model = MTP(config, Generator().manual_seed(0))
+    sizes = {"vocab_size": 19, "d_model": 32, "n_layers": 2, "n_heads": 2, "n_kv_heads": 1, "n_future": 6}
+    model = MTP(MTPConfig(**sizes, head_type=heads, match="trunk"), Generator().manual_seed(0))
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, weight_decay=0.0)
     tokens = sentences(16, 68, seed=0)
     for step in range(40):
@@ -532,8 +535,9 @@ def steps_of(model: MTP, state: MTPState, n: int) -> tuple[Tensor, list[list[int
 
 @needs_compiler
 @torch.no_grad()
-def test_m03_native_speculation_is_bit_exact_over_thousands_of_tokens() -> None:
-    model, prompts, n = trained(), sentences(10, 13, seed=4), 160
+@HEADS
+def test_m03_native_speculation_is_bit_exact_over_thousands_of_tokens(heads: str) -> None:
+    model, prompts, n = trained(heads), sentences(10, 13, seed=4), 160
     expected = generate(model.plain(), prompts, n, GREEDY)
     written = 0
     for k in (2, 3, 4, 5, 6):
@@ -553,9 +557,10 @@ def test_m03_native_speculation_is_bit_exact_over_thousands_of_tokens() -> None:
 
 @needs_compiler
 @torch.no_grad()
+@HEADS
 @pytest.mark.parametrize("level", ["lean", "native"])
-def test_m03_speculation_at_each_level_writes_what_the_modules_write(level: str, at: Any) -> None:
-    model, prompts, n = trained(), sentences(6, 13, seed=5), 60
+def test_m03_speculation_at_each_level_writes_what_the_modules_write(level: str, heads: str, at: Any) -> None:
+    model, prompts, n = trained(heads), sentences(6, 13, seed=5), 60
     at("reference")
     expected = generate(with_options(model, decoding="next_token"), prompts, n, GREEDY)
     at(level)
@@ -570,8 +575,9 @@ def test_m03_speculation_at_each_level_writes_what_the_modules_write(level: str,
 
 @needs_compiler
 @torch.no_grad()
-def test_m07_rolled_back_caches_are_bitwise_those_of_the_text_read_alone() -> None:
-    model, prompt = trained(), sentences(1, 8, seed=6)
+@HEADS
+def test_m07_rolled_back_caches_are_bitwise_those_of_the_text_read_alone(heads: str) -> None:
+    model, prompt = trained(heads), sentences(1, 8, seed=6)
     state = model.initial_state(1)
     written, _, after = steps_of(model, model.prefill(prompt, state), 40)
     length = after.rows.length
@@ -580,7 +586,11 @@ def test_m07_rolled_back_caches_are_bitwise_those_of_the_text_read_alone() -> No
     for piece in committed.split(5, dim=1):
         fresh = model.prefill(piece, fresh)
     assert fresh.rows.length == length
-    for ours, theirs in zip(after.layers, fresh.layers, strict=True):
+    caches = [
+        *zip(after.layers, fresh.layers, strict=True),
+        *zip(after.memory.caches, fresh.memory.caches, strict=True),
+    ]
+    for ours, theirs in caches:
         assert torch.equal(ours.keys[:, :, :length], theirs.keys[:, :, :length])
         assert torch.equal(ours.values[:, :, :length], theirs.values[:, :, :length])
     assert torch.equal(after.memory.last, fresh.memory.last)
@@ -588,9 +598,10 @@ def test_m07_rolled_back_caches_are_bitwise_those_of_the_text_read_alone() -> No
 
 @needs_compiler
 @torch.no_grad()
+@HEADS
 @pytest.mark.parametrize("policy", ["point", "stochastic"])
-def test_sampled_speculation_draws_the_same_at_each_level(policy: str, at: Any) -> None:
-    model, prompts = with_options(trained(), draft_policy=policy), sentences(3, 13, seed=7)
+def test_sampled_speculation_draws_the_same_at_each_level(policy: str, heads: str, at: Any) -> None:
+    model, prompts = with_options(trained(heads), draft_policy=policy), sentences(3, 13, seed=7)
     written = {}
     for level in ("reference", "lean", "native"):
         at(level)
@@ -601,10 +612,11 @@ def test_sampled_speculation_draws_the_same_at_each_level(policy: str, at: Any) 
 
 @needs_compiler
 @torch.no_grad()
-def test_blocks_shrink_before_the_context_limit() -> None:
-    model = with_options(trained(), max_context=30)
+@HEADS
+def test_blocks_shrink_before_the_context_limit(heads: str) -> None:
+    model = with_options(trained(heads), max_context=30)
     prompts = sentences(2, 20, seed=8)
-    free = generate(trained(), prompts, 10, GREEDY)
+    free = generate(trained(heads), prompts, 10, GREEDY)
     assert torch.equal(generate(model, prompts, 10, GREEDY), free)
     with pytest.raises(ContextOverflow):
         generate(model, prompts, 13, GREEDY)

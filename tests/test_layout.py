@@ -9,7 +9,7 @@ import archbench
 PACKAGE = Path(archbench.__file__).parent
 
 LEVELS = {
-    0: "clocks errors stats environment record history parse papers seeds scaling",
+    0: "clocks heap errors stats environment record history parse papers seeds scaling",
     1: "state sampling model data codec",
     2: "layers segments recurrent drafting ops foreign operators flops roofline power generation prompts contract task "
     "tasks haystack examination projection curriculum sandbox",

@@ -560,3 +560,22 @@ def test_gpu_cuda_equals_reference(missing, t):
     for name in NAMES:
         if name not in missing:
             assert relative(there[name].grad.cpu(), here[name].grad) < 2e-3, name
+
+
+def test_called_past_the_dispatcher_it_gives_the_same_and_a_watcher_still_sees_it():
+    leaves = {name: tensor.clone().requires_grad_() for name, tensor in problem(2, 9, 5, 3).items()}
+    y, h = selective_scan(**leaves)
+    direct = torch.autograd.grad(y.sum() + h.square().sum(), list(leaves.values()))
+    with Seen() as seen:
+        y, h = selective_scan(**leaves)
+    dispatched = torch.autograd.grad(y.sum() + h.square().sum(), list(leaves.values()))
+    assert [name for name, _ in seen.ours()] == ["archbench::selective_scan"]
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(direct, dispatched, strict=True))
+
+
+def test_a_gradient_of_its_gradient_is_refused():
+    leaves = {name: tensor.clone().requires_grad_() for name, tensor in problem(1, 4, 3, 2).items()}
+    y, _ = selective_scan(**leaves)
+    slope, *_ = torch.autograd.grad(y.sum(), list(leaves.values()), create_graph=True)
+    with pytest.raises(RuntimeError):
+        slope.sum().backward()

@@ -195,6 +195,8 @@ def decoder_weights(
     norm: RMSNorm,
     unembedding: Linear,
     drafts: Iterable[Linear] = (),
+    heads: Iterable[Block] = (),
+    n_trunk: int = 0,
 ) -> DecoderWeights:
     """What a decode step needs of a Transformer with these parts, on a CPU."""
     make = partial(rotary_angles, head_dim=config.head_dim, theta=config.rope_theta, device=torch.device("cpu"))
@@ -209,6 +211,8 @@ def decoder_weights(
         eps=config.norm_eps,
         angles=make if config.rotary else None,
         drafts=tuple(head.weight for head in drafts),
+        heads=tuple(head.weights() for head in heads),
+        n_trunk=n_trunk,
     )
 
 

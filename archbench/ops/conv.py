@@ -19,6 +19,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from archbench.ops import backends, conv_native, conv_torch, packed, scan_cuda
+from archbench.ops.eager import eager, eager_with_gradient
 
 
 class _Level(NamedTuple):
@@ -67,7 +68,7 @@ def causal_conv(
     level = backends.pick("causal_conv", x.device, x.dtype, backend)
     if not x.is_meta:
         backends.note("causal_conv", level)
-    return _conv(x, weight, bias, window, level)
+    return _run(x, weight, bias, window, level)
 
 
 def causal_conv_step(
@@ -130,12 +131,7 @@ def _computed_in(x: Tensor) -> torch.dtype:
     return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
-@torch.library.custom_op(
-    "archbench::causal_conv",
-    mutates_args=(),
-    schema="(Tensor x, Tensor weight, Tensor bias, Tensor? window, str backend) -> (Tensor, Tensor)",
-)
-def _conv(x: Tensor, weight: Tensor, bias: Tensor, window: Tensor | None, backend: str) -> tuple[Tensor, Tensor]:
+def _forward(x: Tensor, weight: Tensor, bias: Tensor, window: Tensor | None, backend: str) -> tuple[Tensor, Tensor]:
     dtype = _computed_in(x)
     n_kept, n_tokens = weight.shape[1] - 1, x.shape[1]
     before = None if window is None else window.to(dtype)
@@ -149,20 +145,21 @@ def _conv(x: Tensor, weight: Tensor, bias: Tensor, window: Tensor | None, backen
     return y.to(x.dtype), kept
 
 
+_conv = torch.library.custom_op(
+    "archbench::causal_conv",
+    _forward,
+    mutates_args=(),
+    schema="(Tensor x, Tensor weight, Tensor bias, Tensor? window, str backend) -> (Tensor, Tensor)",
+)
+
+
 @_conv.register_fake
 def _(x: Tensor, weight: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
     b, t, d = x.shape
     return x.new_empty(b, t, d), x.new_empty(b, weight.shape[1] - 1, d, dtype=_computed_in(x))
 
 
-@torch.library.custom_op(
-    "archbench::causal_conv_backward",
-    mutates_args=(),
-    schema=(
-        "(Tensor? gy, Tensor? gwindow, Tensor x, Tensor weight, Tensor bias, Tensor? window, str backend) -> Tensor[]"
-    ),
-)
-def _conv_backward(
+def _backward(
     gy: Tensor | None,
     gwindow: Tensor | None,
     x: Tensor,
@@ -188,6 +185,16 @@ def _conv_backward(
     return [*gradients, x.new_empty(0) if window is None or gbefore is None else gbefore.to(window.dtype)]
 
 
+_conv_backward = torch.library.custom_op(
+    "archbench::causal_conv_backward",
+    _backward,
+    mutates_args=(),
+    schema=(
+        "(Tensor? gy, Tensor? gwindow, Tensor x, Tensor weight, Tensor bias, Tensor? window, str backend) -> Tensor[]"
+    ),
+)
+
+
 @_conv_backward.register_fake
 def _(
     _gy: Tensor | None,
@@ -208,15 +215,19 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> N
     ctx.backend = inputs[4]
 
 
+_run_backward = eager(_conv_backward, _backward)
+
+
 def _differentiate(ctx: Any, gy: Tensor | None, gwindow: Tensor | None) -> tuple[Tensor | None, ...]:
     x, weight, bias, window = ctx.saved_tensors
     if gy is None and gwindow is None:
         return (None,) * 5
-    gx, gweight, gbias, gbefore = _conv_backward(gy, gwindow, x, weight, bias, window, ctx.backend)
+    gx, gweight, gbias, gbefore = _run_backward(gy, gwindow, x, weight, bias, window, ctx.backend)
     return gx, gweight, gbias, None if window is None else gbefore, None
 
 
 _conv.register_autograd(_differentiate, setup_context=_save)
+_run = eager_with_gradient(_conv, _forward, _save, _differentiate)
 
 
 @torch.library.custom_op(

@@ -19,6 +19,7 @@ import torch
 from torch import nn
 
 from archbench.ops import backends
+from archbench.ops.eager import watched
 from archbench.ops.panels import Derived
 
 EVERY = 32
@@ -60,7 +61,7 @@ class Ladder(Generic[W, D]):
         Raises:
             BackendError: the level that ARCHBENCH_BACKEND asks for cannot run, or cannot serve this call.
         """
-        if n_new > self._most or torch.is_grad_enabled() or _watched():
+        if n_new > self._most or torch.is_grad_enabled() or watched():
             return None
         asked = (n_new, hindrance, os.environ.get(backends.VARIABLE), torch.is_autocast_enabled("cpu"))
         if asked == self._asked:  # as at the last step; device and type are those of the weights
@@ -109,8 +110,3 @@ def _for_many_threads(module: nn.Module) -> bool:
     and large weights come quicker to several cores. Where the border lies was estimated, not measured."""
     weights = sum(parameter.numel() * parameter.element_size() for parameter in module.parameters())
     return torch.get_num_threads() > 4 and weights > 64 << 20
-
-
-def _watched() -> bool:
-    """Whether someone looks at the operators that run: a FLOP counter, a compiler."""
-    return torch._C._len_torch_dispatch_stack() > 0 or torch.compiler.is_compiling()

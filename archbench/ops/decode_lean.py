@@ -24,7 +24,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from archbench.layers import KVCache, filled
-from archbench.ops.decode_weights import AngleTable, DecoderWeights, LastCaches, Read, Written
+from archbench.ops.decode_weights import AngleTable, BlockWeights, DecoderWeights, LastCaches, Read, Written
 
 
 class _Block(NamedTuple):
@@ -49,12 +49,8 @@ class LeanDecoder:
         self._folds = weights.embedding.dtype in (torch.float32, torch.float64)
         self._width = weights.embedding.shape[1]
         self._gain, self._unembedding = self._normed_product(weights.norm, weights.unembedding)
-        self._blocks = []
-        for block in weights.blocks:
-            gain_attention, qkv = self._normed_product(block.norm_attention, block.qkv)
-            gain_ffn, gate_up = self._normed_product(block.norm_ffn, block.gate_up)
-            out, down = _transposed(block.out), _transposed(block.down)
-            self._blocks.append(_Block(gain_attention, qkv, out, gain_ffn, gate_up, down))
+        self._blocks, self._heads = [self._block(b) for b in weights.blocks], [self._block(b) for b in weights.heads]
+        self._queries = weights.n_heads * weights.head_dim
         self._last = LastCaches()
         self._drafts = None
         if weights.drafts:
@@ -78,37 +74,84 @@ class LeanDecoder:
         if end > self._last.capacity or not self._last.are(caches):
             caches = [cache.with_room(end) for cache in caches]
             self._last.become(caches)
-        weights = self._weights
-        n_heads, n_shared, e = weights.n_heads, weights.n_kv_heads, weights.head_dim
-        n_turned, grouped = n_heads + n_shared, n_heads != n_shared
+        weights, blocks = self._weights, len(self._blocks)
         x = F.embedding(tokens, weights.embedding) if embedded is None else embedded
         wide = self._widened(x.reshape(b * t, d))
         x = wide.narrow(1, 0, d)
-        if self._table is not None:
-            self._table.cover(length, end)
-            place = length - self._table.first
-            cos, sin = self._table.cos.narrow(0, place, t), self._table.sin.narrow(0, place, t)
+        turning = self._turning(length, t)
         # Numbers, since torch makes them of truth values anew at every call.
         hidden = torch.full((t, end), float("-inf"), dtype=x.dtype).triu_(length + 1) if t > 1 else None
-        for block, (keys, values, _) in zip(self._blocks, caches, strict=True):
+        trunk = x
+        for number, (block, cache) in enumerate(zip(self._blocks, caches, strict=False), start=1):
             heads = torch.mm(self._norm(wide, x, block.gain_attention), block.qkv)
-            heads = heads.view(b, -1, 1, e) if t == 1 else heads.view(b, t, -1, e).transpose(1, 2)
-            turned = heads.narrow(1, 0, n_turned)
-            if self._table is not None:
-                turned = torch.addcmul(turned * cos, turned.roll(e // 2, -1), sin)
-                turned = turned if self._folds else turned.to(x.dtype)
-            keys, values = keys.narrow(2, 0, end), values.narrow(2, 0, end)
-            keys.narrow(2, length, t).copy_(turned.narrow(1, n_heads, n_shared))
-            values.narrow(2, length, t).copy_(heads.narrow(1, n_turned, n_shared))
-            mixed = F.scaled_dot_product_attention(
-                turned.narrow(1, 0, n_heads), keys, values, attn_mask=hidden, enable_gqa=grouped
-            )
-            mixed = mixed if t == 1 else mixed.transpose(1, 2)
-            x.addmm_(mixed.reshape(b * t, -1), block.out)
-            gate, up = torch.mm(self._norm(wide, x, block.gain_ffn), block.gate_up).chunk(2, -1)
-            x.addmm_(F.silu(gate).mul_(up), block.down)
+            self._gather(heads.view(b, t, -1), x, block, cache, length, turning, hidden)
+            self._feed(wide, x, block)
+            if self._heads and number == weights.n_trunk:
+                trunk = x.clone()
+                self._fill(wide, x, caches[blocks:], b, length, turning)
         found = torch.mm(self._norm(wide, x, self._gain), self._unembedding).view(b, t, -1) if logits else None
-        return Read(x.view(b, t, d), found, filled(caches, end))
+        return Read(trunk.view(b, t, d), found, filled(caches, end))
+
+    def _turning(self, length: int, t: int) -> tuple[Tensor, Tensor] | None:
+        """Cosines and signed sines of t positions from `length` on."""
+        if self._table is None:
+            return None
+        self._table.cover(length, length + t)
+        place = length - self._table.first
+        return self._table.cos.narrow(0, place, t), self._table.sin.narrow(0, place, t)
+
+    def _turned(self, heads: Float[Tensor, "b h t e"], turning: tuple[Tensor, Tensor] | None) -> Tensor:
+        if turning is None:
+            return heads
+        turned = torch.addcmul(heads * turning[0], heads.roll(heads.shape[3] // 2, -1), turning[1])
+        return turned if self._folds else turned.to(heads.dtype)
+
+    def _gather(
+        self,
+        projected: Float[Tensor, "b t w"],
+        x: Float[Tensor, "m d"],
+        block: _Block,
+        cache: KVCache,
+        length: int,
+        turning: tuple[Tensor, Tensor] | None,
+        hidden: Tensor | None,
+    ) -> None:
+        """Attention: keys and values go into the cache, what is gathered is added to x."""
+        weights = self._weights
+        n_heads, n_shared, e = weights.n_heads, weights.n_kv_heads, weights.head_dim
+        b, t, _ = projected.shape
+        heads = projected.view(b, -1, 1, e) if t == 1 else projected.view(b, t, -1, e).transpose(1, 2)
+        turned = self._turned(heads.narrow(1, 0, n_heads + n_shared), turning)
+        keys, values = cache.keys.narrow(2, 0, length + t), cache.values.narrow(2, 0, length + t)
+        keys.narrow(2, length, t).copy_(turned.narrow(1, n_heads, n_shared))
+        values.narrow(2, length, t).copy_(heads.narrow(1, n_heads + n_shared, n_shared))
+        mixed = F.scaled_dot_product_attention(
+            turned.narrow(1, 0, n_heads), keys, values, attn_mask=hidden, enable_gqa=n_heads != n_shared
+        )
+        mixed = mixed if t == 1 else mixed.transpose(1, 2)
+        x.addmm_(mixed.reshape(b * t, -1), block.out)
+
+    def _feed(self, wide: Float[Tensor, "m w"], x: Float[Tensor, "m d"], block: _Block) -> None:
+        gate, up = torch.mm(self._norm(wide, x, block.gain_ffn), block.gate_up).chunk(2, -1)
+        x.addmm_(F.silu(gate).mul_(up), block.down)
+
+    def _fill(
+        self,
+        wide: Float[Tensor, "m w"],
+        x: Float[Tensor, "m d"],
+        caches: Sequence[KVCache],
+        b: int,
+        length: int,
+        turning: tuple[Tensor, Tensor] | None,
+    ) -> None:
+        """Keys and values of the heads at new positions."""
+        n_shared, e = self._weights.n_kv_heads, self._weights.head_dim
+        for head, cache in zip(self._heads, caches, strict=True):
+            projected = torch.mm(self._norm(wide, x, head.gain_attention), head.qkv[:, self._queries :])
+            new = projected.view(b, -1, 2 * n_shared, e).transpose(1, 2)
+            t = new.shape[2]
+            cache.keys.narrow(2, length, t).copy_(self._turned(new.narrow(1, 0, n_shared), turning))
+            cache.values.narrow(2, length, t).copy_(new.narrow(1, n_shared, n_shared))
 
     def write(
         self, pending: Int[Tensor, " b"], caches: Sequence[KVCache], length: int, n: int
@@ -119,13 +162,30 @@ class LeanDecoder:
         assert logits is not None
         return logits.argmax(-1), after
 
-    def draft(self, last: Float[Tensor, "b d"], n: int) -> Float[Tensor, "b n v"]:
-        """Logits of the first n draft heads, from what the last block made at each row's last position."""
-        assert self._drafts is not None
-        n_vocab = self._weights.embedding.shape[0]
-        wide = self._widened(last)
-        heads = self._drafts[:, : n * n_vocab]
-        return torch.mm(self._norm(wide, wide[:, : self._width], self._gain), heads).view(-1, n, n_vocab)
+    def draft(
+        self,
+        last: Float[Tensor, "b d"],
+        n: int,
+        caches: Sequence[KVCache],
+        length: int,
+        behind: Int[Tensor, " b"] | None = None,
+    ) -> Float[Tensor, "b n v"]:
+        """Logits of the first n draft heads, from the stream at each row's last position, which is read already."""
+        assert behind is None, "not ragged"
+        n_vocab, b = self._weights.embedding.shape[0], len(last)
+        if self._drafts is not None:
+            wide = self._widened(last)
+            heads = self._drafts[:, : n * n_vocab]
+            return torch.mm(self._norm(wide, wide[:, : self._width], self._gain), heads).view(-1, n, n_vocab)
+        found, turning = [], self._turning(length - 1, 1)
+        for head, cache in zip(self._heads[:n], caches[len(self._blocks) :], strict=False):
+            wide = self._widened(last)
+            x = wide.narrow(1, 0, self._width)
+            projected = torch.mm(self._norm(wide, x, head.gain_attention), head.qkv)
+            self._gather(projected.view(b, 1, -1), x, head, cache, length - 1, turning, None)
+            self._feed(wide, x, head)
+            found.append(torch.mm(self._norm(wide, x, self._gain), self._unembedding))
+        return torch.stack(found, dim=1)
 
     def continues(self, caches: Sequence[KVCache]) -> bool:
         """Whether these are the caches of the last call."""
@@ -142,7 +202,7 @@ class LeanDecoder:
     ) -> Written:
         """A greedy step: drafts k - 1 tokens, reads them behind the pending ones, keeps those that hold. Gives up
         `caches`."""
-        drafts = self.draft(last, k - 1).argmax(-1)
+        drafts = self.draft(last, k - 1, caches, length, behind).argmax(-1)
         block = torch.cat([pending[:, None], drafts], dim=1)
         stream, logits, after = self.read(block, caches, length, behind=behind)
         assert logits is not None
@@ -154,6 +214,11 @@ class LeanDecoder:
             return Written(tokens, counts, tokens[:, kept[0]].clone(), stream[:, kept[0]].clone(), after)
         row = torch.arange(len(kept))
         return Written(tokens, counts, tokens[row, counts - 1], stream[row, counts - 1], after)
+
+    def _block(self, block: BlockWeights) -> _Block:
+        gain_attention, qkv = self._normed_product(block.norm_attention, block.qkv)
+        gain_ffn, gate_up = self._normed_product(block.norm_ffn, block.gate_up)
+        return _Block(gain_attention, qkv, _transposed(block.out), gain_ffn, gate_up, _transposed(block.down))
 
     def _widened(self, x: Float[Tensor, "m d"]) -> Float[Tensor, "m w"]:
         return F.pad(x, (0, 1), value=math.sqrt(self._width * self._weights.eps))

@@ -28,7 +28,7 @@ class _Block(ctypes.Structure):
     """`struct block` of decode.c."""
 
     _fields_ = (
-        *((name, Panels) for name in ("qkv", "out", "gate_up", "down")),
+        *((name, Panels) for name in ("qkv", "kv", "out", "gate_up", "down")),
         *((name, ctypes.c_void_p) for name in ("norm_attention", "norm_ffn")),
     )
 
@@ -48,6 +48,8 @@ class _Arguments(ctypes.Structure):
         ("norm", ctypes.c_void_p),
         ("unembedding", Panels),
         ("drafts", Panels),
+        ("heads", ctypes.POINTER(_Block)),
+        *((name, ctypes.c_int64) for name in ("n_heads_kept", "n_trunk")),
         ("n_rows", ctypes.c_int64),
         ("n_new", ctypes.c_int64),
         ("tokens", ctypes.c_void_p),
@@ -57,7 +59,7 @@ class _Arguments(ctypes.Structure):
         ("caches", ctypes.POINTER(ctypes.c_void_p)),
         ("capacity", ctypes.c_int64),
         ("half_caches", ctypes.c_int64),
-        *((name, ctypes.c_void_p) for name in ("stream", "logits", "best")),
+        *((name, ctypes.c_void_p) for name in ("stream", "trunk", "logits", "best")),
         ("n_drafts", ctypes.c_int64),
         *((name, ctypes.c_void_p) for name in ("last", "draft_logits")),
         *((name, ctypes.c_void_p) for name in ("block_tokens", "counts", "pending", "next_last")),
@@ -105,11 +107,17 @@ class NativeDecoder:
             norm=self._gain(weights.norm),
             unembedding=self._packed(weights.unembedding),
         )
+        if weights.heads:
+            queries = weights.n_heads * weights.head_dim
+            heads = (_Block * len(weights.heads))(*(self._block(head) for head in weights.heads))
+            for head, its in zip(heads, weights.heads, strict=True):
+                head.kv = self._packed(its.qkv[queries:])
+            arguments.heads, arguments.n_heads_kept, arguments.n_trunk = heads, len(heads), weights.n_trunk
         if weights.drafts:
             arguments.drafts = self._packed(torch.cat([head.detach() for head in weights.drafts]))
         n_bytes = sum(packed.n_bytes for packed in self._held if isinstance(packed, Packed))
         self.most_at_once = min(256, 1 + 2_000_000_000 // n_bytes)
-        self._pointers = (ctypes.c_void_p * (2 * len(weights.blocks)))()
+        self._pointers = (ctypes.c_void_p * (2 * (len(weights.blocks) + len(weights.heads))))()
         arguments.caches = self._pointers
         self._last = LastCaches()
         self._stream = torch.empty(0)
@@ -136,6 +144,7 @@ class NativeDecoder:
         tokens, (b, t) = tokens.contiguous(), tokens.shape
         n_vocab, d_model = self._shape
         stream = torch.empty(b, t, d_model)
+        trunk = self._trunk_like(stream)
         if embedded is not None:
             stream.copy_(embedded)
         found = torch.empty(b, t, n_vocab) if logits else None
@@ -144,11 +153,11 @@ class NativeDecoder:
             arguments = self._arguments
             if embedded is not None:
                 arguments.tokens = None
-            arguments.stream = stream.data_ptr()
+            arguments.stream, arguments.trunk = stream.data_ptr(), trunk.data_ptr()
             arguments.logits = None if found is None else found.data_ptr()
             arguments.best, arguments.n_drafts = None, 0
             self._run(0)
-        return Read(stream, found, filled(caches, length + t))
+        return Read(trunk, found, filled(caches, length + t))
 
     def write(
         self, pending: Int[Tensor, " b"], caches: Sequence[KVCache], length: int, n: int
@@ -162,22 +171,30 @@ class NativeDecoder:
             arguments = self._arguments
             if self._stream.shape[0] != arguments.n_rows:
                 self._stream = torch.empty(arguments.n_rows, self._shape[1])
+            assert not arguments.n_heads_kept, "a model with blocks for heads drafts"
             arguments.stream, arguments.best = self._stream.data_ptr(), written.data_ptr()
             arguments.logits, arguments.n_drafts = None, 0
             self._run(3)
         return written, filled(caches, length + n)
 
-    def draft(self, last: Float[Tensor, "b d"], n: int) -> Float[Tensor, "b n v"]:
-        """Logits of the first n draft heads, from what the last block made at each row's last position."""
+    def draft(
+        self,
+        last: Float[Tensor, "b d"],
+        n: int,
+        caches: Sequence[KVCache],
+        length: int,
+        behind: Int[Tensor, " b"] | None = None,
+    ) -> Float[Tensor, "b n v"]:
+        """Logits of the first n draft heads, from the stream at each row's last position, which is read already."""
         last = last.float().contiguous()
         found = torch.empty(last.shape[0], n, self._shape[0])
         with self._busy:
+            self._placed(None, 0, caches, length, behind)
             arguments = self._arguments
-            n_rows, arguments.n_rows = arguments.n_rows, last.shape[0]
-            arguments.n_new, arguments.length, arguments.n_drafts = 1, 0, n
+            arguments.n_new, arguments.n_drafts = 1, n
             arguments.last, arguments.draft_logits = last.data_ptr(), found.data_ptr()
             self._run(1)
-            arguments.n_rows, arguments.draft_logits = n_rows, None
+            arguments.draft_logits = None
         return found
 
     def speculate(
@@ -196,10 +213,12 @@ class NativeDecoder:
         written, drafted = torch.empty(b, k, dtype=torch.long), torch.empty(b, k, dtype=torch.long)
         counts, following = torch.empty_like(pending), torch.empty_like(pending)
         stream, ends = torch.empty(b, k, d_model), torch.empty(b, d_model)
+        trunk = self._trunk_like(stream)
         with self._busy:
             caches = self._placed(pending, k, caches, length, behind)
             arguments = self._arguments
-            arguments.stream, arguments.last, arguments.next_last = stream.data_ptr(), last.data_ptr(), ends.data_ptr()
+            arguments.stream, arguments.trunk = stream.data_ptr(), trunk.data_ptr()
+            arguments.last, arguments.next_last = last.data_ptr(), ends.data_ptr()
             arguments.best, arguments.logits, arguments.n_drafts = written.data_ptr(), None, k - 1
             arguments.block_tokens = drafted.data_ptr()
             arguments.counts, arguments.pending = counts.data_ptr(), following.data_ptr()
@@ -207,23 +226,34 @@ class NativeDecoder:
         return Written(written, counts, following, ends, filled(caches, length + k))
 
     def _placed(
-        self, tokens: Tensor, n_new: int, caches: Sequence[KVCache], length: int, behind: Int[Tensor, " b"] | None
+        self,
+        tokens: Tensor | None,
+        n_new: int,
+        caches: Sequence[KVCache],
+        length: int,
+        behind: Int[Tensor, " b"] | None,
     ) -> Sequence[KVCache]:
         """Sets the arguments of a call that reads n_new tokens of every row; the caches, with room for them."""
         arguments, end = self._arguments, length + n_new
         if end > self._last.capacity or not self._last.are(caches):
             caches = [cache.with_room(end) for cache in caches]
             self._learn(caches)
-        arguments.n_new, arguments.length, arguments.tokens = n_new, length, tokens.data_ptr()
+        arguments.n_new, arguments.length = n_new, length
+        arguments.tokens = None if tokens is None else tokens.data_ptr()
         arguments.behind = None if behind is None else behind.data_ptr()
         table = self._table
         if table is not None:
             low = length if behind is None else length - int(behind.max())
+            low -= 1 if arguments.n_heads_kept else 0  # where heads draft
             if table.first > low or end > table.end:
                 table.cover(low, end)
                 arguments.cos, arguments.sin = table.cos.data_ptr(), table.sin.data_ptr()
                 arguments.first_angle = table.first
         return caches
+
+    def _trunk_like(self, stream: Tensor) -> Tensor:
+        """Where what the trunk makes goes: into the stream itself, unless blocks follow the trunk."""
+        return torch.empty_like(stream) if self._arguments.n_heads_kept else stream
 
     def continues(self, caches: Sequence[KVCache]) -> bool:
         """Whether these are the caches of the last call: the arguments hold their addresses."""

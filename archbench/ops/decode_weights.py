@@ -38,8 +38,12 @@ class BlockWeights(NamedTuple):
 
 
 class DecoderWeights(NamedTuple):
-    """A pre-norm decoder. `drafts` are unembeddings of heads that guess further tokens; `angles` None leaves attention
-    without positions."""
+    """A pre-norm decoder. `angles` None leaves attention without positions.
+
+    Heads that guess further tokens are unembeddings (`drafts`), or blocks on what the first `n_trunk` blocks make
+    (`heads`; the final norm and the unembedding are shared). Such a head keeps keys and values of all positions, in
+    caches that stand behind those of `blocks`; the rest of it runs where a guess is wanted, at the last position.
+    """
 
     embedding: Float[Tensor, "v d"]
     blocks: Sequence[BlockWeights]
@@ -51,11 +55,13 @@ class DecoderWeights(NamedTuple):
     eps: float
     angles: Angles | None
     drafts: Sequence[Float[Tensor, "v d"]] = ()
+    heads: Sequence[BlockWeights] = ()
+    n_trunk: int = 0
 
 
 class Read(NamedTuple):
-    """What reading a few tokens gave: what the last block makes, the logits behind each token where wanted, and the
-    caches, which now count the tokens."""
+    """What reading a few tokens gave: what the last block makes (that of the trunk, where heads are blocks), the logits
+    behind each token where wanted, and the caches, which now count the tokens."""
 
     stream: Float[Tensor, "b t d"]
     logits: Float[Tensor, "b t v"] | None
@@ -64,7 +70,7 @@ class Read(NamedTuple):
 
 class Written(NamedTuple):
     """What a greedy step of self-speculation wrote: of row b, `tokens[b, :counts[b]]`. `pending` is each row's last
-    token, `last` what the last block makes at the position before it; the caches count all k positions of the block."""
+    token, `last` the stream (see `Read`) at the position before it; the caches count all k positions of the block."""
 
     tokens: Int[Tensor, "b k"]
     counts: Int[Tensor, " b"]

@@ -29,6 +29,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from archbench.ops import backends, packed, scan_chunked, scan_cuda, scan_native, scan_reference
+from archbench.ops.eager import eager, eager_with_gradient
 
 _LEVELS: dict[str, ModuleType] = {
     "reference": scan_reference,
@@ -82,7 +83,7 @@ def selective_scan(
     if not x.is_meta:
         backends.note("selective_scan", level)
     keep = torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in inputs)
-    y, h_last, _ = _scan(*inputs, keep, level)
+    y, h_last, _ = _run(*inputs, keep, level)
     return y, h_last
 
 
@@ -184,12 +185,7 @@ def _converted(dtype: torch.dtype, *tensors: Tensor | None) -> list[Tensor | Non
     return [None if tensor is None else tensor.to(dtype) for tensor in tensors]
 
 
-@torch.library.custom_op(
-    "archbench::selective_scan",
-    mutates_args=(),
-    schema=f"({_INPUTS}, bool keep, str backend) -> (Tensor, Tensor, Tensor)",
-)
-def _scan(
+def _forward(
     x: Tensor,
     dt: Tensor,
     A: Tensor,
@@ -209,6 +205,14 @@ def _scan(
     return y.to(x.dtype), h_last, starts
 
 
+_scan = torch.library.custom_op(
+    "archbench::selective_scan",
+    _forward,
+    mutates_args=(),
+    schema=f"({_INPUTS}, bool keep, str backend) -> (Tensor, Tensor, Tensor)",
+)
+
+
 @_scan.register_fake
 def _(x: Tensor, _dt: Tensor, A: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
     keep, backend = rest[-2:]
@@ -218,12 +222,7 @@ def _(x: Tensor, _dt: Tensor, A: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Te
     return x.new_empty(b, t, d), x.new_empty((b, *A.shape), dtype=dtype), x.new_empty(shape, dtype=dtype)
 
 
-@torch.library.custom_op(
-    "archbench::selective_scan_backward",
-    mutates_args=(),
-    schema=f"(Tensor? gy, Tensor? gh, {_INPUTS}, Tensor starts, str backend) -> Tensor[]",
-)
-def _scan_backward(
+def _backward(
     gy: Tensor | None,
     gh: Tensor | None,
     x: Tensor,
@@ -249,6 +248,14 @@ def _scan_backward(
     ]
 
 
+_scan_backward = torch.library.custom_op(
+    "archbench::selective_scan_backward",
+    _backward,
+    mutates_args=(),
+    schema=f"(Tensor? gy, Tensor? gh, {_INPUTS}, Tensor starts, str backend) -> Tensor[]",
+)
+
+
 @_scan_backward.register_fake
 def _(_gy: Tensor | None, _gh: Tensor | None, x: Tensor, *rest: Any) -> list[Tensor]:
     given = (x, *rest[:8])
@@ -261,16 +268,20 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tenso
     ctx.backend = inputs[10]
 
 
+_run_backward = eager(_scan_backward, _backward)
+
+
 def _differentiate(ctx: Any, gy: Tensor | None, gh: Tensor | None, _gstarts: None) -> tuple[Tensor | None, ...]:
     *given, starts = ctx.saved_tensors
     if gy is None and gh is None:
         return (None,) * 11
-    gradients = _scan_backward(gy, gh, *given, starts, ctx.backend)
+    gradients = _run_backward(gy, gh, *given, starts, ctx.backend)
     wanted = (gradient if tensor is not None else None for tensor, gradient in zip(given, gradients, strict=True))
     return *wanted, None, None
 
 
 _scan.register_autograd(_differentiate, setup_context=_save)
+_run = eager_with_gradient(_scan, _forward, _save, _differentiate)
 
 
 @torch.library.custom_op(

@@ -28,6 +28,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from archbench.ops import backends, packed, ssd_chunked, ssd_cuda, ssd_native, ssd_reference
+from archbench.ops.eager import eager, eager_with_gradient
 
 _LEVELS: dict[str, ModuleType] = {
     "reference": ssd_reference,
@@ -77,7 +78,7 @@ def ssd(
     if not x.is_meta:
         backends.note("ssd", level)
     keep = torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in inputs)
-    y, h_last, _ = _ssd(*inputs, keep, level)
+    y, h_last, _ = _run(*inputs, keep, level)
     return y, h_last
 
 
@@ -154,12 +155,7 @@ def _converted(dtype: torch.dtype, *tensors: Tensor | None) -> list[Tensor | Non
     return [None if tensor is None else tensor.to(dtype) for tensor in tensors]
 
 
-@torch.library.custom_op(
-    "archbench::ssd",
-    mutates_args=(),
-    schema=f"({_INPUTS}, bool keep, str backend) -> (Tensor, Tensor, Tensor)",
-)
-def _ssd(
+def _forward(
     x: Tensor,
     step: Tensor,
     A: Tensor,
@@ -177,6 +173,14 @@ def _ssd(
     return y.to(x.dtype), h_last, starts
 
 
+_ssd = torch.library.custom_op(
+    "archbench::ssd",
+    _forward,
+    mutates_args=(),
+    schema=f"({_INPUTS}, bool keep, str backend) -> (Tensor, Tensor, Tensor)",
+)
+
+
 @_ssd.register_fake
 def _(x: Tensor, _step: Tensor, _A: Tensor, B: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
     keep, backend = rest[-2:]
@@ -187,12 +191,7 @@ def _(x: Tensor, _step: Tensor, _A: Tensor, B: Tensor, *rest: Any) -> tuple[Tens
     return x.new_empty(b, t, h, p), x.new_empty((b, h, p, n), dtype=dtype), x.new_empty(shape, dtype=dtype)
 
 
-@torch.library.custom_op(
-    "archbench::ssd_backward",
-    mutates_args=(),
-    schema=f"(Tensor? gy, Tensor? gh, {_INPUTS}, Tensor starts, str backend) -> Tensor[]",
-)
-def _ssd_backward(
+def _backward(
     gy: Tensor | None,
     gh: Tensor | None,
     x: Tensor,
@@ -216,6 +215,14 @@ def _ssd_backward(
     ]
 
 
+_ssd_backward = torch.library.custom_op(
+    "archbench::ssd_backward",
+    _backward,
+    mutates_args=(),
+    schema=f"(Tensor? gy, Tensor? gh, {_INPUTS}, Tensor starts, str backend) -> Tensor[]",
+)
+
+
 @_ssd_backward.register_fake
 def _(_gy: Tensor | None, _gh: Tensor | None, x: Tensor, *rest: Any) -> list[Tensor]:
     given = (x, *rest[:6])
@@ -228,13 +235,17 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tenso
     ctx.backend = inputs[8]
 
 
+_run_backward = eager(_ssd_backward, _backward)
+
+
 def _differentiate(ctx: Any, gy: Tensor | None, gh: Tensor | None, _gstarts: None) -> tuple[Tensor | None, ...]:
     *given, starts = ctx.saved_tensors
     if gy is None and gh is None:
         return (None,) * 9
-    gradients = _ssd_backward(gy, gh, *given, starts, ctx.backend)
+    gradients = _run_backward(gy, gh, *given, starts, ctx.backend)
     wanted = (gradient if tensor is not None else None for tensor, gradient in zip(given, gradients, strict=True))
     return *wanted, None, None
 
 
 _ssd.register_autograd(_differentiate, setup_context=_save)
+_run = eager_with_gradient(_ssd, _forward, _save, _differentiate)

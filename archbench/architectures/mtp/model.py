@@ -25,7 +25,7 @@ from torch import Generator, Tensor, nn
 
 from archbench.architectures.mtp.config import MTPConfig
 from archbench.architectures.mtp.flops import MTPFlops
-from archbench.architectures.mtp.heads import KINDS, Memory, Path, Replicated
+from archbench.architectures.mtp.heads import KINDS, Layers, Memory, Path, Replicated
 from archbench.architectures.mtp.loss import Head, weighted_sum
 from archbench.architectures.mtp.rows import Place, Rows, place, read_block
 from archbench.architectures.mtp.verify import Speculation
@@ -228,31 +228,36 @@ class MTP(SequenceModel, Likelihood, Speculative):
         return Emission(tokens, counts, MTPState(pending, read.layers, memory, rows.plus_each(counts, k)))
 
     def _quick_step(self, decoder: Decoder, state: MTPState, rows: Rows, k: int, speculation: Speculation) -> Emission:
-        """A step whose products a decoder computes: heads are unembeddings, or there is none but the first."""
+        """A step whose products a decoder computes."""
         self._check_room(rows.length + k)
-        last = state.memory.last
+        caches, last = (*state.layers, *state.memory.caches), state.memory.last
         if speculation.sampling.greedy and k > 1:
-            block = decoder.speculate(state.pending, last[:, 0], k, state.layers, rows.length, rows.behind)
+            block = decoder.speculate(state.pending, last[:, 0], k, caches, rows.length, rows.behind)
             tokens, counts, pending, ends, caches = block
             last = ends[:, None].to(last.dtype)
         elif speculation.sampling.greedy and self.config.block == 1 and rows.behind is None:
-            tokens, caches = decoder.write(state.pending, state.layers, rows.length, 1)
+            tokens, caches = decoder.write(state.pending, caches, rows.length, 1)
             pending = tokens.view(-1)
             counts = torch.ones_like(pending)
         else:
             inputs = state.pending[:, None]
             if k > 1:
-                guesses = decoder.draft(last[:, 0], k - 1).unbind(dim=1)
+                guesses = decoder.draft(last[:, 0], k - 1, caches, rows.length, rows.behind).unbind(dim=1)
                 inputs = torch.cat([inputs, *(speculation.pick(guess)[:, None] for guess in guesses)], dim=1)
-            stream, logits, caches = decoder.read(inputs, state.layers, rows.length, behind=rows.behind)
+            stream, logits, caches = decoder.read(inputs, caches, rows.length, behind=rows.behind)
             assert logits is not None
             tokens, counts = speculation.verify(logits, inputs[:, 1:])
             row = torch.arange(len(counts))
             pending = tokens[row, counts - 1]
             if self.config.block > 1:
                 last = stream[row, counts - 1][:, None].to(last.dtype)
-        memory = Memory((), last)
-        return Emission(tokens, counts, MTPState(pending, caches, memory, rows.plus_each(counts, k)))
+        layers, memory = self._parted(caches, last)
+        return Emission(tokens, counts, MTPState(pending, layers, memory, rows.plus_each(counts, k)))
+
+    def _parted(self, caches: tuple[KVCache, ...], last: Tensor) -> tuple[tuple[KVCache, ...], Memory]:
+        """The caches of the next-token path, and what the heads remember."""
+        n = len(self.blocks)
+        return caches[:n], Memory(caches[n:], last)
 
     def plain(self) -> MTP:
         """The Transformer of trunk and head 1: `decoding: next_token` on the same weights."""
@@ -276,11 +281,12 @@ class MTP(SequenceModel, Likelihood, Speculative):
         decoder = self._decoder(t, rows, state)
         if decoder is not None:
             self._check_room(rows.length + t)
-            stream, found, layers = decoder.read(inputs, state.layers, rows.length, behind=rows.behind, logits=logits)
+            caches = (*state.layers, *state.memory.caches)
+            stream, found, caches = decoder.read(inputs, caches, rows.length, behind=rows.behind, logits=logits)
             last = state.memory.last
             if self.config.block > 1:
                 last = stream[:, -1:].to(last.dtype).clone()
-            memory = Memory((), last)
+            layers, memory = self._parted(caches, last)
         else:
             read = self._pass(inputs, rows, state.layers)
             found = self.unembedding(read.hidden) if logits else None
@@ -290,17 +296,22 @@ class MTP(SequenceModel, Likelihood, Speculative):
 
     def _decoder(self, n: int, rows: Rows, state: MTPState) -> Decoder | None:
         """What reads n new tokens of every row quicker than the modules do, if anything."""
-        config = self.config
         hindrance = ""
-        if config.heads != "replicated" and config.n_future > 1:
-            hindrance = f"heads of type {config.heads} draft through their modules"
-        decoder = self.decoders.serving(self, n, self._weights, hindrance, state.layers)
+        if self.config.heads == "sequential" and self.config.block > 1:
+            hindrance = "heads of type sequential draft through their modules"
+        caches = (*state.layers, *state.memory.caches)
+        decoder = self.decoders.serving(self, n, self._weights, hindrance, caches)
         return None if decoder is None or (rows.behind is not None and not decoder.ragged) else decoder
 
     def _weights(self) -> DecoderWeights:
-        heads = self.extra_heads
-        drafts = heads.heads if isinstance(heads, Replicated) and self.config.block > 1 else ()
-        return decoder_weights(self.config, self.embedding, self.blocks, self.norm, self.unembedding, drafts)
+        config, heads = self.config, self.extra_heads
+        make = partial(decoder_weights, config, self.embedding, self.blocks, self.norm, self.unembedding)
+        if config.block == 1:
+            return make()
+        if isinstance(heads, Replicated):
+            return make(drafts=heads.heads)
+        assert isinstance(heads, Layers)
+        return make(heads=list(heads.heads)[: config.block - 1], n_trunk=config.n_trunk_layers)
 
     def _check_room(self, end: int) -> None:
         limit = self.config.max_context

@@ -10,7 +10,7 @@
 #include "inference.c"
 
 struct block {
-  struct panels qkv, out, gate_up, down;
+  struct panels qkv, kv, out, gate_up, down; /* kv: the rows of keys and values of qkv, for heads */
   const float *norm_attention, *norm_ffn;
 };
 
@@ -24,6 +24,8 @@ struct decode_args {
   const float *norm;
   struct panels unembedding;
   struct panels drafts; /* unembeddings of draft heads, one after the other */
+  const struct block *heads; /* or draft heads that are blocks on what the first n_trunk blocks make */
+  int64_t n_heads_kept, n_trunk;
   /* one call */
   int64_t n_rows, n_new;
   const int64_t *tokens;            /* (n_rows, n_new); NULL: the stream holds what stands for them */
@@ -31,14 +33,15 @@ struct decode_args {
   const int64_t *behind;            /* or NULL */
   const float *cos, *sin;           /* (positions from `first_angle` on, head_dim / 2), or NULL */
   int64_t first_angle;
-  void *const *caches;              /* keys of layer 0, its values, keys of layer 1, ...: (n_rows, n_kv_heads, capacity, head_dim) */
+  void *const *caches;              /* keys of layer 0, its values, keys of layer 1, ..., keys of head 0, ...: (n_rows, n_kv_heads, capacity, head_dim) */
   int64_t capacity, half_caches;
   float *stream;                    /* (n_rows, n_new, d_model): what the last block makes */
+  float *trunk;                     /* the same of the trunk, where heads are blocks */
   float *logits;                    /* (n_rows, n_new, n_vocab), or NULL */
   int64_t *best;                    /* (n_rows, n_new): the most likely tokens, or NULL */
   /* drafting */
   int64_t n_drafts;
-  const float *last;                /* (n_rows, d_model): what the last block made at the last position read */
+  const float *last;                /* (n_rows, d_model): stream or trunk at the last position read */
   float *draft_logits;              /* (n_rows, n_drafts, n_vocab), or NULL */
   int64_t *block_tokens, *counts, *pending; /* speculate: (n_rows, n_drafts + 1), (n_rows), (n_rows) */
   float *next_last;                 /* speculate: (n_rows, d_model) */
@@ -242,7 +245,7 @@ INLINE void collect(const float *sums, ptrdiff_t sum_row, ptrdiff_t e, float *ou
 /* ---- the step ---- */
 
 struct room {
-  float *normed, *qkv, *mixed, *inner, *logits;
+  float *normed, *qkv, *mixed, *inner, *logits, *drafting;
   struct queries queries;
 };
 
@@ -270,20 +273,27 @@ INLINE void keep(const struct decode_args *a, void *cache, ptrdiff_t row, ptrdif
     memcpy((float *)cache + place, from, (size_t)e * sizeof *from);
 }
 
+/* Turns the projected heads of every new position, `queries` of them and those of keys; keys and values go into the
+ * caches. */
+static void keep_all(const struct decode_args *a, void *keys, void *values, float *projected, ptrdiff_t queries) {
+  const ptrdiff_t e = a->head_dim, shared = a->n_kv_heads, width = (queries + 2 * shared) * e;
+  for (ptrdiff_t row = 0; row < a->n_rows; row++)
+    for (ptrdiff_t i = 0; i < a->n_new; i++) {
+      float *heads = projected + (row * a->n_new + i) * width;
+      const ptrdiff_t position = position_of(a, row, i);
+      if (a->cos)
+        for (ptrdiff_t h = 0; h < queries + shared; h++) rotate(a, position, heads + h * e);
+      for (ptrdiff_t g = 0; g < shared; g++) {
+        keep(a, keys, row, g, position, heads + (queries + g) * e);
+        keep(a, values, row, g, position, heads + (queries + shared + g) * e);
+      }
+    }
+}
+
 static void attention(const struct decode_args *a, void *keys, void *values, struct room *room) {
   const ptrdiff_t e = a->head_dim, heads = a->n_heads, shared = a->n_kv_heads, group = heads / shared;
   const ptrdiff_t width = (heads + 2 * shared) * e;
-  for (ptrdiff_t row = 0; row < a->n_rows; row++)
-    for (ptrdiff_t i = 0; i < a->n_new; i++) {
-      float *qkv = room->qkv + (row * a->n_new + i) * width;
-      const ptrdiff_t position = position_of(a, row, i);
-      if (a->cos)
-        for (ptrdiff_t h = 0; h < heads + shared; h++) rotate(a, position, qkv + h * e);
-      for (ptrdiff_t g = 0; g < shared; g++) {
-        keep(a, keys, row, g, position, qkv + (heads + g) * e);
-        keep(a, values, row, g, position, qkv + (heads + shared + g) * e);
-      }
-    }
+  keep_all(a, keys, values, room->qkv, heads);
   const size_t number = a->half_caches ? 2 : 4;
   for (ptrdiff_t row = 0; row < a->n_rows; row++)
     for (ptrdiff_t g = 0; g < shared; g++) {
@@ -328,19 +338,60 @@ static void predict(const struct decode_args *a, const struct panels *heads, con
     for (ptrdiff_t r = 0; r < m * heads->n_out / a->n_vocab; r++) best[r] = largest(to + r * a->n_vocab, a->n_vocab);
 }
 
+/* What the trunk makes, and the heads' keys and values of it. */
+static void fill_heads(const struct decode_args *a, struct room *room) {
+  const ptrdiff_t m = a->n_rows * a->n_new, d = a->d_model;
+  memcpy(a->trunk, a->stream, (size_t)(m * d) * sizeof *a->stream);
+  for (ptrdiff_t h = 0; h < a->n_heads_kept; h++) {
+    const struct block *head = a->heads + h;
+    void *const *caches = a->caches + 2 * (a->n_layers + h);
+    norm_rows(a, a->trunk, head->norm_attention, m, room->normed);
+    product(&head->kv, room->normed, d, m, room->qkv, head->kv.n_out, 0);
+    keep_all(a, caches[0], caches[1], room->qkv, 0);
+  }
+}
+
 static int64_t read_tokens(const struct decode_args *a, const int64_t *tokens, struct room *room) {
   if (tokens) {
     const ptrdiff_t m = a->n_rows * a->n_new;
     const int64_t outcome = look_up(a->embedding, a->half_embedding, a->n_vocab, a->d_model, tokens, m, a->stream);
     if (outcome != OK) return outcome;
   }
-  for (ptrdiff_t layer = 0; layer < a->n_layers; layer++)
+  for (ptrdiff_t layer = 0; layer < a->n_layers; layer++) {
     one_block(a, a->blocks + layer, a->caches[2 * layer], a->caches[2 * layer + 1], room);
+    if (a->n_heads_kept && layer + 1 == a->n_trunk) fill_heads(a, room);
+  }
   predict(a, &a->unembedding, a->stream, a->n_rows * a->n_new, room, a->logits, a->best);
   return OK;
 }
 
+/* A head that is a block reads the last position once more, now with its query: the keys and values it writes are those
+ * that stand there. */
+static void draft_by_blocks(const struct decode_args *a, const struct room *room, int64_t *best) {
+  const ptrdiff_t d = a->d_model, rows = a->n_rows, n = a->n_drafts, v = a->n_vocab;
+  struct decode_args one = *a;
+  struct room its = *room;
+  one.n_new = 1;
+  one.length = a->length - 1;
+  one.stream = room->drafting;
+  its.queries.n = its.queries.heads;
+  float *logits = a->draft_logits ? a->draft_logits : room->logits;
+  for (ptrdiff_t h = 0; h < n; h++) {
+    void *const *caches = a->caches + 2 * (a->n_layers + h);
+    memcpy(one.stream, a->last, (size_t)(rows * d) * sizeof *one.stream);
+    one_block(&one, a->heads + h, caches[0], caches[1], &its);
+    norm_rows(a, one.stream, a->norm, rows, room->normed);
+    product(&a->unembedding, room->normed, d, rows, logits + h * v, n * v, 0);
+    if (best)
+      for (ptrdiff_t r = 0; r < rows; r++) best[r * n + h] = largest(logits + (r * n + h) * v, v);
+  }
+}
+
 static void draft(const struct decode_args *a, const struct room *room, int64_t *best) {
+  if (a->n_heads_kept) {
+    draft_by_blocks(a, room, best);
+    return;
+  }
   struct panels heads = a->drafts;
   heads.n_out = a->n_drafts * a->n_vocab;
   predict(a, &heads, a->last, a->n_rows, room, a->draft_logits, best);
@@ -359,15 +410,16 @@ static float *make_room(const struct decode_args *a, struct room *room) {
   q->sum_row = 4 * whole_vectors(e) + LANES;
   const ptrdiff_t sizes[] = {m * a->d_model,    m * (a->n_heads + 2 * a->n_kv_heads) * e, m * a->n_heads * e,
                              m * 2 * a->d_ffn,  (m > drafted ? m : drafted) * a->n_vocab, q->n * q->q_row,
-                             q->n * q->score_row, q->n * q->sum_row, a->half_caches ? SOME * e : 0};
-  float **const places[] = {&room->normed, &room->qkv,    &room->mixed, &room->inner,
-                            &room->logits, &q->laid_out, &q->scores,   &q->sums,  &q->wide};
+                             q->n * q->score_row, q->n * q->sum_row, a->half_caches ? SOME * e : 0,
+                             a->n_heads_kept ? a->n_rows * a->d_model : 0};
+  float **const places[] = {&room->normed, &room->qkv,   &room->mixed, &room->inner, &room->logits,
+                            &q->laid_out,  &q->scores,   &q->sums,     &q->wide,     &room->drafting};
   ptrdiff_t sum = 0;
-  for (int i = 0; i < 9; i++) sum += whole_vectors(sizes[i]);
+  for (int i = 0; i < 10; i++) sum += whole_vectors(sizes[i]);
   void *memory = NULL;
   if (posix_memalign(&memory, 64, (size_t)sum * sizeof(float))) return NULL;
   float *next = memory;
-  for (int i = 0; i < 9; i++) {
+  for (int i = 0; i < 10; i++) {
     *places[i] = next;
     next += whole_vectors(sizes[i]);
   }
@@ -434,7 +486,8 @@ int64_t archbench_decode_speculate(const struct decode_args *a) {
     while (kept < k - 1 && drafts[kept] == best[kept]) kept++;
     a->counts[row] = kept + 1;
     a->pending[row] = best[kept];
-    memcpy(a->next_last + row * d, a->stream + (row * k + kept) * d, (size_t)d * sizeof *a->stream);
+    const float *ends = a->n_heads_kept ? a->trunk : a->stream;
+    memcpy(a->next_last + row * d, ends + (row * k + kept) * d, (size_t)d * sizeof *ends);
   }
   free(memory);
   return outcome;

@@ -1,0 +1,58 @@
+"""Operators of ours called past torch's dispatcher.
+
+Going through it costs an operator that is written in Python tens of microseconds, as much as a small scan takes. What
+needs the dispatcher are those who watch: dispatch modes (FLOP counters, fake tensors), compilers, the meta device. All
+others get the same computation and the same gradient without it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def watched() -> bool:
+    """Whether someone looks at the operators that run: a FLOP counter, a compiler."""
+    return torch._C._len_torch_dispatch_stack() > 0 or torch.compiler.is_compiling()
+
+
+def eager(operator: Callable[..., Any], compute: Callable[..., Any]) -> Callable[..., Any]:
+    """`compute`, or the operator registered for it where that can be told apart. It has no gradient."""
+
+    def call(*inputs: Any) -> Any:
+        needed = watched() or any(isinstance(value, Tensor) and value.is_meta for value in inputs)
+        return operator(*inputs) if needed else compute(*inputs)
+
+    return call
+
+
+def eager_with_gradient(
+    operator: Callable[..., Any],
+    compute: Callable[..., Any],
+    save: Callable[[Any, tuple[Any, ...], Any], None],
+    differentiate: Callable[..., tuple[Any, ...]],
+) -> Callable[..., Any]:
+    """The same for an operator with a gradient; `save` and `differentiate` are what it is registered with. The gradient
+    itself has none: differentiating it raises RuntimeError, as the operator's does."""
+
+    class Direct(torch.autograd.Function):
+        @staticmethod
+        def forward(*inputs: Any) -> Any:
+            return compute(*inputs)
+
+        @staticmethod
+        def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+            save(ctx, inputs, output)
+
+        @staticmethod
+        @torch.autograd.function.once_differentiable
+        def backward(ctx: Any, *gradients: Any) -> tuple[Any, ...]:
+            return differentiate(ctx, *gradients)
+
+    def call(*inputs: Any) -> Any:
+        return operator(*inputs) if watched() or inputs[0].is_meta else Direct.apply(*inputs)
+
+    return call
