@@ -25,6 +25,7 @@ from archbench.environment import usable_cores
 
 if TYPE_CHECKING:
     from archbench.bench.target import Target
+    from archbench.cell import Cell
     from archbench.claims.claim import Claims
     from archbench.claims.judge import Outcome as Judged
     from archbench.code_eval import Summary
@@ -74,19 +75,20 @@ def print_plan(plan: Plan, threads: int) -> None:
         table.add_column(column, justify="left" if column == "cell" else "right")
     total, basis = 0.0, set()
     trained = plan.trained_cells
-    for cell in trained:
+    for cells in _but_for_seeds(trained):
+        cell = cells[0]
         cost = estimate(cell, threads)
-        total += cost.seconds
+        total += len(cells) * cost.seconds
         basis.add(cost.basis)
         table.add_row(
-            cell.name(),
+            cell.name() if len(cells) == 1 else f"{_without_seed(cell)}, {len(cells)} seeds",
             quantity(cost.parameters),
             f"{cell.residual:+.1%}",
             "" if cost.steps is None else f"{cost.steps:,}",
             quantity(cost.training_flops, "FLOP"),
             quantity(cost.memory_bytes, "B"),
             duration(cost.seconds),
-            str(len(cell.metrics)),
+            str(sum(len(cell.metrics) for cell in cells)),
         )
     if trained:
         console.print(table)
@@ -102,9 +104,24 @@ def print_plan(plan: Plan, threads: int) -> None:
     if counted:
         console.print(f"{len(counted)} cells are not trained: {', '.join(counted)}", soft_wrap=True)
     _print_notices(plan)
+    unsupported: dict[tuple[str, str], dict[str, None]] = {}
     for job in plan.jobs:
         if job.reason:
-            console.print(f"unsupported: {job.metric} on {job.cell.name()}: {job.reason}", soft_wrap=True)
+            unsupported.setdefault((job.metric, job.reason), {})[job.cell.label] = None
+    for (metric, reason), labels in unsupported.items():
+        console.print(f"unsupported: {metric} on {', '.join(labels)}: {reason}", soft_wrap=True)
+
+
+def _but_for_seeds(cells: Iterable[Cell]) -> list[list[Cell]]:
+    """Cells that differ in nothing but the seed, together."""
+    found: dict[str, list[Cell]] = {}
+    for cell in cells:
+        found.setdefault(_without_seed(cell), []).append(cell)
+    return list(found.values())
+
+
+def _without_seed(cell: Cell) -> str:
+    return cell.name().removesuffix(f"/seed{cell.seed}")
 
 
 def _print_notices(plan: Plan) -> None:
@@ -126,7 +143,9 @@ def print_estimate(plan: Plan, options: Options) -> None:
     if not left:
         console.print(f"{plan.suite.name}: all {len(trained)} cells are trained; measuring what is new.")
         return
-    seconds = [estimate(cell, options.threads).seconds for cell in left]
+    seconds = []
+    for cells in _but_for_seeds(left):
+        seconds += [estimate(cells[0], options.threads).seconds] * len(cells)
     workers = min(options.workers or usable_cores(), len(left))
     longest = max(max(seconds), sum(seconds) / workers)
     console.print(

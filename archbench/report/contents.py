@@ -18,6 +18,7 @@ from archbench.report.energies import energy_table
 from archbench.report.evidence import Evidence
 from archbench.report.learning_figures import loss_curves, quality_against_flops
 from archbench.report.others import failures_table, other_table
+from archbench.report.overview import overview_table
 from archbench.report.palette import styles
 from archbench.report.paper_costs import design_tables, designs, summary
 from archbench.report.pareto_figure import pareto_figure
@@ -62,6 +63,7 @@ class Contents:
     decision: Table | None = None
     panel: dict[str, object] | None = None
     claims: Table | None = None
+    overview: Table | None = None
 
     @property
     def drawings(self) -> list[Drawing]:
@@ -143,4 +145,5 @@ def _of_trained(evidence: Evidence, everything: Evidence, designs: tuple[Table, 
         scaling=tuple(scaling_tables(evidence, laws)),
         decision=decision_table(evidence),
         panel=panel_data(evidence),
+        overview=overview_table(evidence) if len({row.size for row in evidence.architectures}) > 1 else None,
     )

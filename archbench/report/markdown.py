@@ -36,6 +36,8 @@ def _lines(report: Contents) -> Iterator[str]:
         yield from table_lines(report.decision)
     if report.quality:
         yield "## Quality"
+        if report.overview:
+            yield from table_lines(report.overview)
         yield from table_lines(report.quality)
     if report.correlation:
         yield from table_lines(report.correlation)

@@ -27,6 +27,7 @@ from archbench.report.choice import decision_table
 from archbench.report.code import code_tables
 from archbench.report.evidence import Evidence
 from archbench.report.markdown import escape, table_lines
+from archbench.report.overview import overview_table
 from archbench.report.paper_costs import summary
 from archbench.report.passkey import passkey_tables
 from archbench.report.quality import quality_table
@@ -72,6 +73,16 @@ def _quality(results: Path, root: Path) -> str:
     lines += table_lines(_narrowed(quality_table(evidence)))
     lines += _pictures(results, root, FIGURES)
     return "\n".join([*lines, _made_by(evidence, results, root)])
+
+
+def _overview(results: Path, root: Path) -> str:
+    """What a comparison at several sizes found, on one screen."""
+    evidence = Evidence(read(newest(results)))
+    head = headline(evidence, [])
+    lines = [*table_lines(overview_table(evidence)), ""]
+    if head.exploratory:
+        lines.append(f"> **Exploratory.** {escape('; '.join(head.exploratory))}.\n")
+    return "\n".join([*lines, *_pictures(results, root, FIGURES), _made_by(evidence, results, root)])
 
 
 def _decision(results: Path, root: Path) -> str:
@@ -133,6 +144,7 @@ def _claim_line(outcome: Outcome) -> str:
 
 PARTS: Mapping[str, Callable[[Path, Path], str]] = {
     "quality": _quality,
+    "overview": _overview,
     "decision": _decision,
     "passkey": _passkey,
     "code": _code,
