@@ -162,9 +162,12 @@ def check(
     seed: int = 0,
 ) -> None:
     """Print an architecture's conformance card: causality, parallel = step, chunking, draws, state, gradients."""
+    import torch
+
     from archbench import contract, display, registry
     from archbench.errors import ConfigError
 
+    torch.set_num_threads(1)  # models as small as these only wait for other threads
     if not names and not all_:
         raise ConfigError(f"check: name an architecture ({', '.join(registry.architectures())}), a .py file, or --all")
     broken = False

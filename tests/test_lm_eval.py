@@ -463,7 +463,7 @@ def test_heldout_text_has_the_metrics_bits_per_byte_under_every_rule(lm_eval: No
         assert found["byte_perplexity"] == pytest.approx(2 ** expected[rule], rel=1e-9)
 
 
-def test_a_model_that_knows_nothing_has_byte_perplexity_256(lm_eval: None, tmp_path: Path) -> None:
+def test_25_a_model_that_knows_nothing_has_byte_perplexity_256(lm_eval: None, tmp_path: Path) -> None:
     folder, _ = trained(tmp_path, "ngram", order=1)
     (tmp_path / "text.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXTS))
     (tmp_path / "list.txt").write_text("[1, 2]")  # a template engine would read this as a list
@@ -471,6 +471,8 @@ def test_a_model_that_knows_nothing_has_byte_perplexity_256(lm_eval: None, tmp_p
     scores = ours.evaluate(folder, tasks, ours.Options()).scores()
     assert [score.value for score in scores if score.metric == "byte_perplexity"] == pytest.approx([256, 256])
     assert [score.value for score in scores if score.metric == "bits_per_byte"] == pytest.approx([8, 8])
+    words = {score.task: score.value for score in scores if score.metric == "word_perplexity"}
+    assert words[tasks[1]] == pytest.approx(256 ** (6 / 2))  # "[1, 2]" has six bytes in two words
     assert {score.task: score.n for score in scores} == {tasks[0]: len(TEXTS), tasks[1]: 1}
     assert all(score.higher_is_better is False and score.stderr is None for score in scores)
 
