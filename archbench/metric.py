@@ -51,6 +51,8 @@ class Measurement:
     along: Mapping[str, Sequence[float]] = field(default_factory=dict)
     protocol: str = ""
     reason: str = ""
+    backend: Mapping[str, str] = field(default_factory=dict)
+    """The level each operation ran at, where it was looked at for this value alone."""
 
 
 @dataclass(frozen=True, kw_only=True)

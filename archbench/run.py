@@ -158,7 +158,7 @@ class _Run:
                     job,
                     status=status,
                     reason="" if status == "ok" else reason or "no reason was given",
-                    backend=event["backend"],
+                    backend=found.pop("backend") or event["backend"],
                     environment=event["environment"],
                     **found,
                 )

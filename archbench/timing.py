@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from archbench.metric import Measurement, Probe, Sample, Subject, TimedMetric
+from archbench.ops import backends
 from archbench.stats import CONFIDENCE, median_interval
 
 Outcome = list[Measurement] | Exception
@@ -52,6 +53,7 @@ def interleave(
 def _at_one_place(probes: list[tuple[str, Probe]], repeats: int, outcomes: Mapping[str, Outcome]) -> dict[str, Outcome]:
     """The outcomes of the probes' subjects with this place added."""
     taken: dict[str, list[list[Sample]]] = {key: [] for key, _ in probes}
+    levels: dict[str, dict[str, str]] = {}
     broken: dict[str, Exception] = {
         key: outcome for key, _ in probes if isinstance(outcome := outcomes[key], Exception)
     }
@@ -59,11 +61,13 @@ def _at_one_place(probes: list[tuple[str, Probe]], repeats: int, outcomes: Mappi
         for key, probe in probes if turn % 2 else reversed(probes):
             if key in broken:
                 continue
+            backends.forget()
             try:
                 samples = list(probe.sample())
             except Exception as error:
                 broken[key] = error
                 continue
+            levels[key] = backends.in_use()
             if turn:  # turn 0 warms up
                 taken[key].append(samples)
     results: dict[str, Outcome] = {}
@@ -72,11 +76,11 @@ def _at_one_place(probes: list[tuple[str, Probe]], repeats: int, outcomes: Mappi
         if key in broken or isinstance(before, Exception):
             results[key] = broken[key]
         else:
-            results[key] = [*before, *_medians(probe, taken[key])]
+            results[key] = [*before, *_medians(probe, taken[key], levels[key])]
     return results
 
 
-def _medians(probe: Probe, taken: list[list[Sample]]) -> list[Measurement]:
+def _medians(probe: Probe, taken: list[list[Sample]], levels: Mapping[str, str]) -> list[Measurement]:
     series: dict[str, tuple[Sample, list[float]]] = {}
     for samples in taken:
         for sample in samples:
@@ -95,6 +99,7 @@ def _medians(probe: Probe, taken: list[list[Sample]]) -> list[Measurement]:
                 confidence=CONFIDENCE if interval else None,
                 at={**probe.at, **first.at},
                 protocol=probe.protocol,
+                backend=levels,
             )
         )
     return measurements

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import time
 from typing import Any
 
@@ -15,7 +16,9 @@ from archbench.errors import ConfigError
 from archbench.metric import Measurement, Probe, Subject
 from archbench.metrics.latency import METRIC, LatencySettings
 from archbench.model import Emission, FlopFormulas, Phase, SequenceModel
+from archbench.ops import backends
 from archbench.sampling import Sampling
+from archbench.timing import interleave
 
 PREFILL_S, STEP_S, PER_STEP = 0.06, 0.02, 2
 
@@ -78,7 +81,7 @@ def best_of(probe: Probe, clock: str, n: int = 3) -> dict[str, float]:
 def test_wall_times_of_a_model_that_sleeps() -> None:
     probe = probe_of(subject_of(Sleeper()), new_tokens=6)
     wall = best_of(probe, "wall")
-    assert probe.at == {"context": 8, "batch": 3}
+    assert probe.at == {"context": 8, "batch": 3, "level": "best"}
     assert wall["time_to_first_token"] == pytest.approx(PREFILL_S + STEP_S, rel=0.3)
     assert wall["time_per_token"] == pytest.approx(STEP_S / PER_STEP, rel=0.3)
     assert wall["prefill_rate"] == pytest.approx(3 * 8 / PREFILL_S, rel=0.3)
@@ -119,12 +122,38 @@ def test_garbage_is_not_collected_while_the_clock_runs() -> None:
     assert gc.isenabled()
 
 
+def test_levels_take_turns_and_each_record_says_what_ran() -> None:
+    subject = built("transformer", d_model=8, n_layers=1, n_heads=1)
+    settings = LatencySettings(contexts=(8,), batches=(1,), new_tokens=4, repeats=1, levels=("reference", "lean"))
+    found = interleave(METRIC, {"a": subject}, settings)["a"]
+    assert not isinstance(found, Exception)
+    ran = {(m.at["level"], m.backend["decode"]) for m in found if m.quantity == "time_per_token"}
+    assert ran == {("reference", "reference"), ("lean", "lean")}
+    assert backends.VARIABLE not in os.environ
+
+
+def test_a_level_that_a_model_lacks_is_a_reason() -> None:
+    subject = built("mtp", d_model=8, n_layers=3, n_heads=1, n_future=2, head_type="sequential")
+    settings = LatencySettings(contexts=(8,), batches=(1,), levels=("native", "best"))
+    found = METRIC.probes(subject, settings)
+    refused = [m for m in found if isinstance(m, Measurement)]
+    assert refused and all("heads of type sequential" in m.reason and m.at["level"] == "native" for m in refused)
+    assert [probe.at["level"] for probe in found if isinstance(probe, Probe)] == ["best"]
+
+
+def test_a_level_that_does_not_exist_is_refused() -> None:
+    with pytest.raises(ConfigError, match="naive: no such level"):
+        LatencySettings(levels=("naive",))
+    with pytest.raises(ConfigError, match="name at least one"):
+        LatencySettings(levels=())
+
+
 def test_the_grid_and_the_context_limit() -> None:
     subject = built("transformer", d_model=8, n_layers=1, n_heads=1, max_context=20)
     found = METRIC.probes(subject, LatencySettings(contexts=(8, 16), batches=(1, 2), new_tokens=4))
     assert [dict(p.at) for p in found if isinstance(p, Probe)] == [
-        {"context": 8, "batch": 1},
-        {"context": 8, "batch": 2},
+        {"context": 8, "batch": 1, "level": "best"},
+        {"context": 8, "batch": 2, "level": "best"},
     ]
     missing = [m for m in found if isinstance(m, Measurement)]
     assert len(missing) == 2 * 3 * 2

@@ -462,7 +462,7 @@ def test_csv_holds_what_was_drawn(report: ReportFiles) -> None:
 
 def test_percentiles_only_from_enough_samples() -> None:
     def cells(repeats: int) -> list[TableCell]:
-        shown = latency_table(Evidence(list(measured(MAMBA, repeats=repeats))), *LATENCIES[0])
+        shown = latency_table(Evidence(list(measured(MAMBA, repeats=repeats))), *LATENCIES[0], {})
         assert isinstance(shown, Table)
         return [cell for line in shown.lines for cell in line[2:]]
 

@@ -16,9 +16,9 @@ BITS = {  # by size, of seeds 0, 1, 2: b is 0.2 below a at nano; at micro their 
 
 def record(label: str, size: str, seed: int, metric: str, quantity: str, value: float, **at: object) -> Record:
     return Record(
-        suite="laptop", run="r", job="j", cell=f"{label}-{size}-{seed}", checkpoint="c", label=label, architecture=label,
-        size=size, codec="bytes", corpus="stdlib", seed=seed, metric=metric, metric_version=1, quantity=quantity, unit="",
-        better="lower", status="ok", value=value, at=at,
+        suite="laptop", run="r", job="j", cell=f"{label}-{size}-{seed}", checkpoint="c", label=label,
+        architecture=label, size=size, codec="bytes", corpus="stdlib", seed=seed, metric=metric, metric_version=1,
+        quantity=quantity, unit="", better="lower", status="ok", value=value, at=at,
     )  # fmt: skip
 
 

@@ -8,6 +8,10 @@ Every sample reads a fresh piece of held-out text. The clocks enclose the model'
 prompt, choosing it and collecting garbage happen outside. CPU time is that of all threads of the process; it is
 steadier on a shared machine, and beside the wall time it shows how busy the cores were. Every step's counts are read,
 as anyone who shows tokens must, so an accelerator is waited for at every step.
+
+Architectures have kernels of different levels (see `ops/backends`), so a level is part of where a time was taken.
+"best" is the best that each has on this machine, what its user gets; at "lean", hand-tuned torch, which all have, times
+can be held against each other. The record's backend says what ran.
 """
 
 from __future__ import annotations
@@ -17,29 +21,36 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from typing import ClassVar
+from typing import Any, ClassVar, TypeAlias
 
 import torch
 
 from archbench.clocks import CLOCKS, TICK, collector_paused
-from archbench.errors import ConfigError, UnsupportedError
+from archbench.errors import BackendError, ConfigError, UnsupportedError, suggestion
 from archbench.generation import aligned
+from archbench.levels import at_level
 from archbench.metric import Measurement, Probe, Quantity, Sample, Subject, TimedMetric
+from archbench.ops import backends
 from archbench.prompts import HeldoutStream, Prompts, heldout_stream
 from archbench.roofline import synchronize
 from archbench.sampling import Sampling
+
+BEST = "best"
+Place: TypeAlias = dict[str, Any]
+"""Context, batch and level."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class LatencySettings:
     """`contexts` in tokens, `batches` in rows; `new_tokens` are written after the first one; `temperature` 0 is
-    greedy."""
+    greedy; `levels` of the kernel ladder, "best" for the best there is."""
 
     contexts: tuple[int, ...] = (128, 512, 2048)
     batches: tuple[int, ...] = (1, 4)
     new_tokens: int = 16
     temperature: float = 1.0
     repeats: int = 7
+    levels: tuple[str, ...] = (BEST,)
 
     def __post_init__(self) -> None:
         for name in ("contexts", "batches"):
@@ -50,11 +61,18 @@ class LatencySettings:
             if getattr(self, name) < 1:
                 raise ConfigError(f"latency.{name}: {getattr(self, name)}; must be at least 1")
         Sampling(temperature=self.temperature)
+        for level in self.levels:
+            if level not in (BEST, *backends.LEVELS):
+                raise ConfigError(
+                    f"latency.levels: {level}: no such level; {suggestion(level, (BEST, *backends.LEVELS))}"
+                )
+        if not self.levels:
+            raise ConfigError("latency.levels: []; name at least one")
 
 
 class LatencyMetric(TimedMetric):
     name = "latency"
-    version = 1
+    version = 2
     settings = LatencySettings
     quantities: ClassVar[Mapping[str, Quantity]] = {
         "time_to_first_token": Quantity(unit="s", better="lower", meaning="reading a prompt and the first decode step"),
@@ -65,46 +83,64 @@ class LatencyMetric(TimedMetric):
     }
 
     def probes(self, subject: Subject, settings: LatencySettings) -> list[Probe | Measurement]:
-        """One probe a context and batch; a reason where prompt and continuation do not fit the model or the text."""
+        """One probe a context, batch and level; a reason where prompt and continuation do not fit the model or the
+        text, or the model has no such level."""
         stream = heldout_stream(subject.corpus, subject.codec, max(settings.contexts))
         found: list[Probe | Measurement] = []
-        for context in settings.contexts:
-            for batch in settings.batches:
-                at = {"context": context, "batch": batch}
-                try:
-                    found.append(_probe(subject, settings, context, batch, stream))
-                except UnsupportedError as error:
-                    found += [
-                        Measurement(quantity=quantity, value=None, at={**at, "clock": clock}, reason=str(error))
-                        for quantity in self.quantities
-                        for clock in CLOCKS
-                    ]
+        for at in _grid(settings):
+            try:
+                found.append(_probe(subject, settings, at, stream))
+            except (UnsupportedError, BackendError) as error:
+                found += [
+                    Measurement(quantity=quantity, value=None, at={**at, "clock": clock}, reason=str(error))
+                    for quantity in self.quantities
+                    for clock in CLOCKS
+                ]
         return found
 
 
-def _probe(subject: Subject, settings: LatencySettings, context: int, batch: int, stream: HeldoutStream) -> Probe:
+def _grid(settings: LatencySettings) -> Iterator[Place]:
+    for context in settings.contexts:
+        for batch in settings.batches:
+            yield from ({"context": context, "batch": batch, "level": level} for level in settings.levels)
+
+
+def _probe(subject: Subject, settings: LatencySettings, at: Place, stream: HeldoutStream) -> Probe:
+    context, level = at["context"], "auto" if at["level"] == BEST else at["level"]
     limit, stride = subject.traits.context_limit, subject.traits.stride
     steps = 1 + -(-settings.new_tokens // stride)
     needed = context + -context % stride + steps * stride
     if limit is not None and needed > limit:
         raise UnsupportedError(f"prompt and continuation need {needed} tokens; this model's context limit is {limit}")
     stream.require(context)
+    if level != "auto":  # which is never refused
+        _try(subject, settings, level)
     how = "greedy" if settings.temperature == 0 else f"temperature {settings.temperature:g}"
     return Probe(
-        at={"context": context, "batch": batch},
-        sample=partial(_sample, subject, settings, context, batch, Prompts(stream, subject.seed)),
+        at=at,
+        sample=partial(_sample, subject, settings, at, level, Prompts(stream, subject.seed)),
         protocol=f"fresh held-out prompt a sample; {settings.new_tokens} tokens after the first, {how}; "
         f"{torch.get_num_threads()} threads",
     )
 
 
-def _sample(subject: Subject, settings: LatencySettings, context: int, batch: int, prompts: Prompts) -> list[Sample]:
+def _try(subject: Subject, settings: LatencySettings, level: str) -> None:
+    """Raises BackendError where the model cannot be read or written at this level."""
+    model, device = subject.model, subject.model.device
+    tokens = aligned(torch.zeros(1, 1, dtype=torch.long), subject.traits.stride).to(device)
+    with at_level(level), torch.inference_mode():
+        state = model.prefill(tokens, model.initial_state(1))
+        model.decode_step(state, Sampling(temperature=settings.temperature), torch.Generator(device).manual_seed(0))
+
+
+def _sample(subject: Subject, settings: LatencySettings, at: Place, level: str, prompts: Prompts) -> list[Sample]:
+    batch = at["batch"]
     model, device = subject.model, subject.model.device
     sampling = Sampling(temperature=settings.temperature)
     generator = torch.Generator(device).manual_seed(subject.seed)
-    tokens = aligned(prompts.take(batch, context), subject.traits.stride).to(device)
+    tokens = aligned(prompts.take(batch, at["context"]), subject.traits.stride).to(device)
     prefill, first, rest = (Stopwatch(device) for _ in range(3))
-    with torch.inference_mode():
+    with at_level(level), torch.inference_mode():
         state = model.initial_state(batch)
         with quiet():
             with prefill:
@@ -120,10 +156,10 @@ def _sample(subject: Subject, settings: LatencySettings, context: int, batch: in
     per_row = float(written.float().mean())
     samples = []
     for clock in CLOCKS:
-        at = {"clock": clock}
-        samples.append(Sample("time_to_first_token", prefill.seconds[clock] + first.seconds[clock], at))
-        samples.append(Sample("time_per_token", rest.seconds[clock] / per_row, at))
-        samples.append(Sample("prefill_rate", tokens.numel() / prefill.seconds[clock], at))
+        by = {"clock": clock}
+        samples.append(Sample("time_to_first_token", prefill.seconds[clock] + first.seconds[clock], by))
+        samples.append(Sample("time_per_token", rest.seconds[clock] / per_row, by))
+        samples.append(Sample("prefill_rate", tokens.numel() / prefill.seconds[clock], by))
     return samples
 
 

@@ -17,6 +17,7 @@ from archbench.errors import ConfigError
 from archbench.report import notation, table
 from archbench.report.budget import training_bytes
 from archbench.report.evidence import Evidence, Finding, separated
+from archbench.report.levels import best
 from archbench.report.pairs import difference
 from archbench.report.rows import Row
 from archbench.report.table import Column, Table, TableCell
@@ -121,7 +122,7 @@ def _candidate(evidence: Evidence, row: Row, need: Need) -> Candidate:
     parameters = evidence.find(row, "cost", "parameters", kind="total").value
     state = at_context(_points(evidence, row, "cost", "state_bytes"), need.context)
     memory = None if parameters is None or state is None else BYTES_PER_PARAMETER * parameters + state
-    times = _points(evidence, row, "latency", "time_per_token", clock="wall", batch=1)
+    times = _times(evidence, row)
     spent = training_bytes(evidence, row).value
     candidate = Candidate(
         row=row,
@@ -131,6 +132,11 @@ def _candidate(evidence: Evidence, row: Row, need: Need) -> Candidate:
         training_bytes=spent,
     )
     return Candidate(**{**vars(candidate), "refused": _refusal(candidate, need)})
+
+
+def _times(evidence: Evidence, row: Row) -> dict[float, float]:
+    """Seconds per token of one row by context, at the best level the architecture has: what whoever chooses it gets."""
+    return _points(evidence, row, "latency", "time_per_token", clock="wall", batch=1, **best(evidence))
 
 
 def _points(evidence: Evidence, row: Row, metric: str, quantity: str, **at: object) -> dict[float, float]:
@@ -246,7 +252,7 @@ def panel_data(evidence: Evidence) -> dict[str, object] | None:
                 "high": c.bits.high,
                 "parameters": evidence.find(c.row, "cost", "parameters", kind="total").value,
                 "state": sorted(_points(evidence, c.row, "cost", "state_bytes").items()),
-                "time": sorted(_points(evidence, c.row, "latency", "time_per_token", clock="wall", batch=1).items()),
+                "time": sorted(_times(evidence, c.row).items()),
                 "trained": c.training_bytes,
                 "apart": [o.row.name for o in ranked if o is not c and _apart(evidence, c, o, len(ranked) - 1)],
             }

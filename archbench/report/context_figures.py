@@ -13,6 +13,7 @@ from archbench.report import drawing, notation
 from archbench.report.crossings import Crossing, crossings, on_floor
 from archbench.report.drawing import Drawing, Omitted
 from archbench.report.evidence import Evidence, Finding, known, separated
+from archbench.report.levels import compared
 from archbench.report.palette import Style
 from archbench.report.rows import Row
 
@@ -117,8 +118,9 @@ def against_context(
 def panels_of(evidence: Evidence, what: Quantity) -> dict[Any, Curves]:
     """The curves of each panel; of one without a panel coordinate, under None."""
     panels: dict[Any, Curves] = {}
+    level = compared(evidence) if what.metric == "latency" else {}
     for row in evidence.architectures:
-        for finding in evidence.series(row, what.metric, what.quantity, **what.at):
+        for finding in evidence.series(row, what.metric, what.quantity, **what.at, **level):
             context = finding.coordinates.get("context")
             if context is None or float(context) <= 0 or known(finding) <= 0:
                 continue

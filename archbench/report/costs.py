@@ -13,7 +13,7 @@ from archbench.report import notation, table
 from archbench.report.budget import flops_per_byte
 from archbench.report.evidence import Evidence
 from archbench.report.grid import asked, context_columns, contexts_of, coordinate, nothing, points_of
-from archbench.report.latencies import LATENCIES, latency_table
+from archbench.report.latencies import latency_tables
 from archbench.report.rows import Row
 from archbench.report.table import Column, Table, TableCell
 
@@ -42,7 +42,7 @@ def cost_tables(evidence: Evidence) -> tuple[list[Table], list[str]]:
     """The tables, and for each that has nothing to show a sentence saying so."""
     candidates: list[Callable[[Evidence], Table | str]] = [training_table, flops_table, state_table, memory_table]
     built = [make(evidence) for make in candidates]
-    built += [latency_table(evidence, *which) for which in LATENCIES]
+    built += latency_tables(evidence)
     return [t for t in built if isinstance(t, Table)], list(dict.fromkeys(t for t in built if isinstance(t, str)))
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from archbench.report import notation, table
 from archbench.report.evidence import Evidence, Finding, known
+from archbench.report.levels import compared, words
 from archbench.report.pairs import difference
 from archbench.report.rows import Row
 from archbench.report.table import Column, Table, TableCell
@@ -29,10 +30,11 @@ def overview_table(evidence: Evidence) -> Table:
     labels.sort(key=lambda label: _place(evidence, rows.get((label, largest))))
     columns = [Column(name="architecture", numeric=False)]
     columns += [Column(name=size, hint=f"{_parameters(evidence, size)}, bits per byte") for size in sizes]
+    level = compared(evidence)
     cost: tuple[tuple[str, str, str, str, dict[str, Any]], ...] = (
         ("BrierLM", "0 to 100, sampled", "brier_lm", "brier_lm", {"estimator": "sampled"}),
         ("state", "", "cost", "state_bytes", {}),
-        ("a token", "one row, wall clock", "latency", "time_per_token", {"clock": "wall", "batch": 1}),
+        ("a token", f"one row{words(level)}", "latency", "time_per_token", {"clock": "wall", "batch": 1, **level}),
         ("training", "", "training", "seconds", {}),
     )
     found = {

@@ -10,6 +10,7 @@ from archbench.report import drawing
 from archbench.report.budget import largest_shared_context
 from archbench.report.drawing import Drawing, Omitted
 from archbench.report.evidence import Evidence, Finding, known
+from archbench.report.levels import compared
 from archbench.report.palette import Style
 from archbench.report.rows import Row
 
@@ -23,9 +24,10 @@ def pareto_figure(evidence: Evidence, styles: Mapping[Row, Style]) -> Drawing | 
     bits = {row: evidence.find(row, "likelihood", "bits_per_byte", state=STATE) for row in rows}
     context = largest_shared_context(evidence, rows)
     at = {} if context is None else {"context": context}
+    timed = {"clock": "wall", "batch": 1, **at, **compared(evidence)}
     costs: dict[str, tuple[str, Callable[[Row], Finding]]] = {
         "time per token": (
-            "s/token", lambda row: evidence.find(row, "latency", "time_per_token", clock="wall", batch=1, **at),
+            "s/token", lambda row: evidence.find(row, "latency", "time_per_token", **timed),
         ),
         "state of one row": ("B", lambda row: evidence.find(row, "cost", "state_bytes", **at)),
     }  # fmt: skip

@@ -7,9 +7,7 @@ as one token's step, as it does for any user.
 
 from __future__ import annotations
 
-import contextlib
-import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -22,8 +20,8 @@ from archbench.bench.target import Target
 from archbench.bench.trial import Race, Side, Trial
 from archbench.errors import MissingExtra
 from archbench.generation import Writer, continue_from
+from archbench.levels import at_level
 from archbench.model import SequenceModel, Speculative
-from archbench.ops import backends
 from archbench.roofline import copy_bandwidth
 from archbench.sampling import GREEDY, Sampling
 from archbench.state import copy_state
@@ -31,30 +29,16 @@ from archbench.state import copy_state
 VOCAB, PROMPT, NEW = 256, 128, 64
 
 
-@contextlib.contextmanager
-def decoding_at(level: str) -> Iterator[None]:
-    """Everything inside runs at this level of the kernel ladder."""
-    before = os.environ.get(backends.VARIABLE)
-    os.environ[backends.VARIABLE] = level
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ[backends.VARIABLE]
-        else:
-            os.environ[backends.VARIABLE] = before
-
-
 def written(model: Writer, level: str, *, sampling: Sampling = GREEDY) -> Side:
     """A continuation of a prompt that was read before, the same in every call. Fresh copies of the state are made
     outside the clock, one a call ahead."""
-    with decoding_at(level), torch.inference_mode():
+    with at_level(level), torch.inference_mode():
         read = model.prefill(_prompt(), model.initial_state(1))
     waiting = [copy_state(read)]
 
     def call() -> None:
         generator = Generator().manual_seed(0)
-        with decoding_at(level), torch.inference_mode():
+        with at_level(level), torch.inference_mode():
             continue_from(model, waiting.pop(), 1, NEW, sampling, generator)
 
     def again() -> None:
@@ -184,12 +168,12 @@ def forced_speculation(
 
 
 def _stepping(model: SequenceModel, level: str, steps: int, work: float) -> Side:
-    with decoding_at(level), torch.inference_mode():
+    with at_level(level), torch.inference_mode():
         read = model.decode_step(model.prefill(_prompt(), model.initial_state(1)), GREEDY, None).state
     waiting = [copy_state(read)]
 
     def call() -> None:
-        with decoding_at(level), torch.inference_mode():
+        with at_level(level), torch.inference_mode():
             state = waiting.pop()
             for _ in range(steps):
                 state = model.decode_step(state, GREEDY, None).state
