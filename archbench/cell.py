@@ -26,14 +26,15 @@ Precision = Literal["auto", "fp32", "bf16-mixed"]
 
 _PACKAGE = Path(__file__).resolve().parent
 _TRAINED_BY = (
-    "model.py", "state.py", "layers.py", "segments.py", "sampling.py", "codec.py", "train.py", "ops/**/*.py",
-    "ops/**/*.c", "data/*.py",
+    "model.py", "state.py", "layers.py", "segments.py", "recurrent.py", "sampling.py", "codec.py", "train.py",
+    "ops/**/*.py", "ops/**/*.c", "data/*.py",
 )  # fmt: skip
 _TAUGHT_BY = ("task.py", "curriculum.py", "tasks/*.py")
 _MEASURED_BY = (
     "clocks.py", "stats.py", "power.py", "task.py", "tasks/*.py", "flops.py", "operators.py", "roofline.py",
     "generation.py", "prompts.py", "haystack.py", "examination.py", "projection.py", "coding.py", "completions.py",
-    "data/mbpp*.py", "data/problem*.py", "timing.py", "metric.py", "metrics/*.py", "history.py",
+    "data/mbpp*.py", "data/problem*.py", "sandbox/**/*.py", "levels.py", "timing.py", "metric.py", "metrics/*.py",
+    "history.py",
 )  # fmt: skip
 
 

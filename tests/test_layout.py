@@ -11,8 +11,8 @@ PACKAGE = Path(archbench.__file__).parent
 LEVELS = {
     0: "clocks heap errors stats environment record history parse papers seeds scaling",
     1: "state sampling model data codec",
-    2: "layers levels segments recurrent drafting ops foreign operators flops roofline power generation prompts contract "
-    "task tasks haystack examination projection curriculum sandbox",
+    2: "layers levels segments recurrent drafting ops foreign operators flops roofline power generation prompts "
+    "contract task tasks haystack examination projection curriculum sandbox",
     3: "registry metric architectures metrics sizes exercise coding completions",
     4: "timing",
     5: "cell suite tuning pretrained plan checkpoint train estimate",

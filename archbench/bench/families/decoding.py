@@ -222,16 +222,19 @@ TARGETS = [
         )
         for name in ("d64", "d128")
     ),
-    _target(
-        "bandwidth-d256",
-        "Which share of the memory's speed does a native step reach, d256?",
-        0.3,
-        0.6,
-        partial(bandwidth, SHAPES["d256"]),
-        level="native",
-        peer="moving weights and cache once",
-        unit="of bandwidth",
-        seconds=5.0,
+    *(
+        _target(
+            f"bandwidth-{name}",
+            f"Which share of the memory's speed does a native step reach, {name}?",
+            0.3,
+            0.6,
+            partial(bandwidth, SHAPES[name]),
+            level="native",
+            peer="moving weights and cache once",
+            unit="of bandwidth",
+            seconds=5.0,
+        )
+        for name in SHAPES
     ),
     *(
         _target(

@@ -268,7 +268,8 @@ def _mamba(context: int, batch: int, precision: str, must: float) -> Target:
 def _heads(name: str, must: float, stretch: float, **options: Any) -> Target:
     return Target(
         id=f"training/mtp-{name}",
-        question=f"How fast does multi-token prediction train ({options}), beside next-token prediction?",
+        question="How fast does multi-token prediction train beside next-token prediction, {n_future} heads of type "
+        "{head_type}?".format(**options),
         ours="mtp",
         peer="transformer",
         level="lean",
