@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, ClassVar, TypeAlias
@@ -106,14 +106,14 @@ def _grid(settings: LatencySettings) -> Iterator[Place]:
 
 
 def _probe(subject: Subject, settings: LatencySettings, at: Place, stream: HeldoutStream) -> Probe:
-    context, level = at["context"], "auto" if at["level"] == BEST else at["level"]
+    context, level = at["context"], None if at["level"] == BEST else at["level"]
     limit, stride = subject.traits.context_limit, subject.traits.stride
     steps = 1 + -(-settings.new_tokens // stride)
     needed = context + -context % stride + steps * stride
     if limit is not None and needed > limit:
         raise UnsupportedError(f"prompt and continuation need {needed} tokens; this model's context limit is {limit}")
     stream.require(context)
-    if level != "auto":  # which is never refused
+    if level is not None:
         _try(subject, settings, level)
     how = "greedy" if settings.temperature == 0 else f"temperature {settings.temperature:g}"
     return Probe(
@@ -133,14 +133,16 @@ def _try(subject: Subject, settings: LatencySettings, level: str) -> None:
         model.decode_step(state, Sampling(temperature=settings.temperature), torch.Generator(device).manual_seed(0))
 
 
-def _sample(subject: Subject, settings: LatencySettings, at: Place, level: str, prompts: Prompts) -> list[Sample]:
+def _sample(
+    subject: Subject, settings: LatencySettings, at: Place, level: str | None, prompts: Prompts
+) -> list[Sample]:
     batch = at["batch"]
     model, device = subject.model, subject.model.device
     sampling = Sampling(temperature=settings.temperature)
     generator = torch.Generator(device).manual_seed(subject.seed)
     tokens = aligned(prompts.take(batch, at["context"]), subject.traits.stride).to(device)
     prefill, first, rest = (Stopwatch(device) for _ in range(3))
-    with at_level(level), torch.inference_mode():
+    with nullcontext() if level is None else at_level(level), torch.inference_mode():
         state = model.initial_state(batch)
         with quiet():
             with prefill:

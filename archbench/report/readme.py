@@ -136,6 +136,27 @@ def _claims(results: Path, root: Path) -> str:
     return "\n".join([*lines, "", "Verdicts are computed from the committed records by `archbench claims run`."])
 
 
+def _verdicts(results: Path, root: Path) -> str:
+    """Which claims held over all committed runs and which did not, a line a paper."""
+    del root
+    outcomes = judge(load_claims(), load_runs([results]))
+    counts = ", ".join(f"{sum(o.verdict == verdict for o in outcomes)} {verdict}" for verdict in VERDICTS)
+    lines = ["| paper | held here | did not hold here | not testable here |", "| --- | --- | --- | ---: |"]
+    for paper in dict.fromkeys(outcome.claim.paper for outcome in outcomes):
+        of_paper = [outcome for outcome in outcomes if outcome.claim.paper == paper]
+        held, failed, untested = ([o for o in of_paper if o.verdict == verdict] for verdict in VERDICTS)
+        told = (" ".join(_sentence(outcome) for outcome in found) or "none" for found in (held, failed))
+        lines.append(f"| {escape(paper)} | {' | '.join(told)} | {len(untested)} |")
+    return "\n".join(
+        [*lines, "", f"In all: {counts}. *Italic*: exploratory, from fewer than three seeds or unequal budgets."]
+    )
+
+
+def _sentence(outcome: Outcome) -> str:
+    text = escape(outcome.claim.text)
+    return f"*{text}*" if outcome.exploratory else text
+
+
 def _claim_line(outcome: Outcome) -> str:
     verdict = f"{outcome.verdict}{' (exploratory)' if outcome.exploratory else ''}"
     cells = (outcome.claim.text, verdict, outcome.measured, f"{outcome.published} ({outcome.claim.source})")
@@ -144,6 +165,7 @@ def _claim_line(outcome: Outcome) -> str:
 
 PARTS: Mapping[str, Callable[[Path, Path], str]] = {
     "quality": _quality,
+    "verdicts": _verdicts,
     "overview": _overview,
     "decision": _decision,
     "passkey": _passkey,
