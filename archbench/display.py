@@ -70,8 +70,9 @@ def print_plan(plan: Plan, threads: int) -> None:
     """The cells with their estimates, then the jobs that do not exist with the reasons."""
     from archbench.estimate import estimate
 
-    table = Table(title=f"{plan.suite.name}: {plan.suite.description}", title_justify="left")
-    for column in ("cell", "parameters", "vs size", "steps", "training", "memory", "time", "jobs"):
+    console.print(f"{plan.suite.name}: {plan.suite.description}", soft_wrap=True)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in ("cell", "parameters", "steps", "training", "memory", "time"):
         table.add_column(column, justify="left" if column == "cell" else "right")
     total, basis = 0.0, set()
     trained = plan.trained_cells
@@ -81,24 +82,22 @@ def print_plan(plan: Plan, threads: int) -> None:
         total += len(cells) * cost.seconds
         basis.add(cost.basis)
         table.add_row(
-            cell.name() if len(cells) == 1 else f"{_without_seed(cell)}, {len(cells)} seeds",
-            quantity(cost.parameters),
-            f"{cell.residual:+.1%}",
+            f"{cell.label}\n{cell.size}, " + (f"{len(cells)} seeds" if len(cells) > 1 else f"seed {cell.seed}"),
+            f"{quantity(cost.parameters)}\n{cell.residual:+.1%}",
             "" if cost.steps is None else f"{cost.steps:,}",
             quantity(cost.training_flops, "FLOP"),
             quantity(cost.memory_bytes, "B"),
             duration(cost.seconds),
-            str(sum(len(cell.metrics) for cell in cells)),
         )
     if trained:
         console.print(table)
         console.print(
             f"{len(trained)} cells, {len(plan.jobs)} jobs. Training takes about {duration(total)} of one worker "
             f"({' and '.join(sorted(basis))}; measuring comes on top), {duration(total / usable_cores())} on "
-            f"{usable_cores()} cores. 'vs size' is the distance from the size asked for in {plan.suite.match}."
+            f"{usable_cores()} cores. Below the parameters: how far {plan.suite.match} lie from the size asked for. "
+            "Training, memory and time are of one seed.",
+            soft_wrap=True,
         )
-    else:
-        console.print(f"{plan.suite.name}: {plan.suite.description}", soft_wrap=True)
     addresses = {cell.address for cell in trained}
     counted = list(dict.fromkeys(cell.name() for cell in plan.cells if cell.address not in addresses))
     if counted:
