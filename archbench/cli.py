@@ -119,11 +119,13 @@ def plan(
     from archbench.plan import make_plan
     from archbench.record import read
     from archbench.suite import load_suite
+    from archbench.tuning import trials
 
     asked = load_suite(suite, changes or ())
     made = make_plan(asked, _split(only))
     if power is None:
-        display.print_plan(made, threads)
+        tried = None if asked.tuning is None else make_plan(trials(asked, _split(only)), ())
+        display.print_plan(made, threads, tried)
     elif sd is not None:
         display.print_power(power, asked.seeds, {"as given": sd})
     else:

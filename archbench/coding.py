@@ -79,7 +79,7 @@ def measure(subject: Subject, problems: Sequence[Problem], protocol: Protocol, h
              for p in problems]  # fmt: skip
     answers = answer(subject, asked, how)
     at = {"protocol": protocol.name}
-    said = f"{protocol.name}; {len(problems)} problems{_unfit(subject, answers)}"
+    said = f"{protocol.name}; {_named(problems)}{_unfit(subject, answers)}"
     yield Measurement(quantity="problems", value=len(problems), at=at, protocol=said)
     yield _solution_bits(subject, asked, answers, at, said)
     for temperature in how.temperatures:
@@ -91,6 +91,13 @@ def measure(subject: Subject, problems: Sequence[Problem], protocol: Protocol, h
         drawn = f"{how.samples} completions each at temperature {temperature:g}" if temperature else "greedy"
         texts = [found.completions[temperature] for found in answers.each]
         yield from _of_texts(problems, texts, protocol.cpu_s, here, f"{said}; {drawn}, at most {how.new_tokens} tokens")
+
+
+def _named(problems: Sequence[Problem]) -> str:
+    """`20 problems, 11 to 30`: which, where they stand in a row."""
+    numbers = sorted(problem.task_id for problem in problems)
+    in_a_row = numbers[-1] - numbers[0] == len(numbers) - 1
+    return f"{len(numbers)} problems" + (f", {numbers[0]} to {numbers[-1]}" if in_a_row and len(numbers) > 1 else "")
 
 
 def parses(program: str) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -66,8 +67,9 @@ def duration(seconds: float) -> str:
     return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s"
 
 
-def print_plan(plan: Plan, threads: int) -> None:
-    """The cells with their estimates, then the jobs that do not exist with the reasons."""
+def print_plan(plan: Plan, threads: int, trials: Plan | None = None) -> None:
+    """The cells with their estimates, then the jobs that do not exist with the reasons; `trials` of learning rates come
+    before."""
     from archbench.estimate import estimate
 
     console.print(f"{plan.suite.name}: {plan.suite.description}", soft_wrap=True)
@@ -98,6 +100,13 @@ def print_plan(plan: Plan, threads: int) -> None:
             "Training, memory and time are of one seed.",
             soft_wrap=True,
         )
+    if trials is not None:
+        tried = trials.trained_cells
+        seconds = sum(len(group) * estimate(group[0], threads).seconds for group in _alike(tried))
+        console.print(
+            f"Before them {len(tried)} trials of learning rates: about {duration(seconds)} of one worker.",
+            soft_wrap=True,
+        )
     addresses = {cell.address for cell in trained}
     counted = list(dict.fromkeys(cell.name() for cell in plan.cells if cell.address not in addresses))
     if counted:
@@ -113,14 +122,19 @@ def print_plan(plan: Plan, threads: int) -> None:
 
 def _but_for_seeds(cells: Iterable[Cell]) -> list[list[Cell]]:
     """Cells that differ in nothing but the seed, together."""
-    found: dict[str, list[Cell]] = {}
+    found: dict[tuple[str, ...], list[Cell]] = {}
     for cell in cells:
-        found.setdefault(_without_seed(cell), []).append(cell)
+        found.setdefault((cell.label, cell.size, cell.codec, cell.corpus), []).append(cell)
     return list(found.values())
 
 
-def _without_seed(cell: Cell) -> str:
-    return cell.name().removesuffix(f"/seed{cell.seed}")
+def _alike(cells: Iterable[Cell]) -> list[list[Cell]]:
+    """Cells that take as long: they differ in label, seed and learning rate at most."""
+    found: dict[str, list[Cell]] = {}
+    for cell in cells:
+        same = (cell.architecture, cell.config, cell.codec, dataclasses.replace(cell.training, learning_rate=1.0))
+        found.setdefault(repr(same), []).append(cell)
+    return list(found.values())
 
 
 def _print_notices(plan: Plan) -> None:
@@ -143,7 +157,7 @@ def print_estimate(plan: Plan, options: Options) -> None:
         console.print(f"{plan.suite.name}: all {len(trained)} cells are trained; measuring what is new.")
         return
     seconds = []
-    for cells in _but_for_seeds(left):
+    for cells in _alike(left):
         seconds += [estimate(cells[0], options.threads).seconds] * len(cells)
     workers = min(options.workers or usable_cores(), len(left))
     longest = max(max(seconds), sum(seconds) / workers)

@@ -17,30 +17,33 @@ import ctypes
 import gc
 from collections.abc import Iterator, Mapping
 
-TRIM_THRESHOLD, TOP_PAD, MMAP_MAX = -1, -2, -4
+TRIM_THRESHOLD, TOP_PAD, MMAP_THRESHOLD, MMAP_MAX = -1, -2, -3, -4
 """Options of mallopt(3)."""
-DEFAULTS = {TRIM_THRESHOLD: 128 << 10, TOP_PAD: 128 << 10, MMAP_MAX: 65_536}
 KEPT = {TRIM_THRESHOLD: (1 << 31) - 1, TOP_PAD: 16 << 20, MMAP_MAX: 0}
 """Nothing is handed back, nothing lies outside the heap, and that grows by so much at once."""
+AFTER = {TRIM_THRESHOLD: 64 << 20, TOP_PAD: 128 << 10, MMAP_THRESHOLD: 32 << 20, MMAP_MAX: 65_536}
+"""What glibc comes to by itself once blocks of 32 MB were freed. Having been told anything, it no longer adapts."""
 
 
 @contextlib.contextmanager
 def kept() -> Iterator[None]:
-    """Inside, freed memory stays with the process, and what exists is left out of garbage collection."""
+    """Inside, freed memory stays with the process, and what exists is left out of garbage collection. Do not nest."""
     gc.collect()
     gc.freeze()
-    _set(KEPT)
     try:
+        _set(KEPT)
         yield
     finally:
-        _set(DEFAULTS)
+        _set(AFTER)
         gc.unfreeze()
 
 
 def _set(options: Mapping[int, int]) -> None:
     try:
-        set_option = ctypes.CDLL(None).mallopt
+        libc = ctypes.CDLL(None)
+        for option, value in options.items():
+            libc.mallopt(option, value)
+        if options is AFTER:
+            libc.malloc_trim(0)
     except (AttributeError, TypeError, OSError):
         return  # another C library
-    for option, value in options.items():
-        set_option(option, value)

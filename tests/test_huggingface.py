@@ -339,7 +339,7 @@ def release(model, folder: Path, padded=True, **config) -> Path:
 
 @torch.no_grad()
 @pytest.mark.parametrize("options", MAMBAS)
-def test_mamba_has_the_same_logits(tmp_path, options):
+def test_10_mamba_has_the_same_logits(tmp_path, options):
     theirs = mamba(**options)
     ours = imported(theirs, tmp_path)
     tokens = random_tokens(2, 48)
@@ -348,7 +348,7 @@ def test_mamba_has_the_same_logits(tmp_path, options):
 
 
 @torch.no_grad()
-def test_mamba_decodes_the_same_token_by_token(tmp_path):
+def test_10_mamba_decodes_the_same_token_by_token(tmp_path):
     """Transformers resumes Mamba rightly for one token at a time only; our chunks must agree with that."""
     theirs = mamba()
     ours = imported(theirs, tmp_path)
@@ -370,14 +370,14 @@ def test_mamba_decodes_the_same_token_by_token(tmp_path):
 
 @torch.no_grad()
 @pytest.mark.parametrize("d_model,n_layers", [(32, 2), (48, 4)])
-def test_mamba_continues_greedily_with_the_same_48_tokens(tmp_path, d_model, n_layers):
+def test_11_mamba_continues_greedily_with_the_same_48_tokens(tmp_path, d_model, n_layers):
     theirs = mamba(seed=2, d_model=d_model, n_layers=n_layers)
     ours = imported(theirs, tmp_path)
     prompt = random_tokens(2, 9)
     assert torch.equal(greedy(ours, prompt, 48), hf_greedy(theirs, prompt, 48))
 
 
-def test_mamba_has_the_same_gradients(tmp_path):
+def test_10_mamba_has_the_same_gradients(tmp_path):
     """32 tokens: the backward pass of transformers without kernels is quadratic in their number."""
     theirs = mamba(d_model=32, n_layers=2)
     read = read_checkpoint(saved(theirs, tmp_path))

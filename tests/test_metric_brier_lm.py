@@ -189,7 +189,7 @@ def assert_unbiased(terms: np.ndarray) -> None:
 
 @pytest.mark.parametrize("draws", [2, 5])
 @pytest.mark.parametrize("model", [three_states(), Patches(three_states())], ids=["tokens", "patches"])
-def test_the_sampled_estimator_is_unbiased(model: SequenceModel, draws: int) -> None:
+def test_09_the_sampled_estimator_is_unbiased(model: SequenceModel, draws: int) -> None:
     generator = torch.Generator().manual_seed(draws)
     written = continuations(model, after_start(model, REPETITIONS), REPETITIONS, draws, generator).numpy()
     terms = sampled_terms(np.tile(TRUTH, (REPETITIONS, 1)), written)
@@ -197,7 +197,7 @@ def test_the_sampled_estimator_is_unbiased(model: SequenceModel, draws: int) -> 
     assert np.abs(terms).max() <= 2
 
 
-def test_the_teacher_forced_estimator_is_unbiased_and_varies_less() -> None:
+def test_09_the_teacher_forced_estimator_is_unbiased_and_varies_less() -> None:
     model, generator = three_states(), torch.Generator().manual_seed(0)
     truth = torch.tensor(TRUTH).expand(REPETITIONS, 4)
     terms = teacher_forced_terms(model, after_start(model, REPETITIONS), truth, generator)

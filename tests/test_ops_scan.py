@@ -579,3 +579,41 @@ def test_a_gradient_of_its_gradient_is_refused():
     slope, *_ = torch.autograd.grad(y.sum(), list(leaves.values()), create_graph=True)
     with pytest.raises(RuntimeError):
         slope.sum().backward()
+
+
+# ---- the official package's own plain-torch references, where it is installed ----
+
+
+@pytest.mark.parametrize("t", [1, 9, 65])
+def test_equals_the_official_reference(t):
+    official = pytest.importorskip(
+        "mamba_ssm.ops.selective_scan_interface",
+        reason="mamba_ssm is not installed, or not importable without a GPU",
+        exc_type=ImportError,
+    )
+    inputs = problem(2, t, 7, 4)
+    plain = {name: tensor for name, tensor in inputs.items() if name != "h0"}
+    y, h = selective_scan(**plain, backend="reference")
+    x, dt, B, C, z = (inputs[name].transpose(1, 2) for name in ("x", "dt", "B", "C", "z"))
+    wanted_y, wanted_h = official.selective_scan_ref(
+        x, dt, inputs["A"], B, C, inputs["D"], z, inputs["dt_bias"], delta_softplus=True, return_last_state=True
+    )
+    assert relative(y, wanted_y.transpose(1, 2)) < 1e-5
+    assert relative(h, wanted_h) < 1e-5
+
+
+def test_a_step_equals_the_official_reference():
+    official = pytest.importorskip(
+        "mamba_ssm.ops.triton.selective_state_update",
+        reason="mamba_ssm is not installed, or not importable without a GPU",
+        exc_type=ImportError,
+    )
+    inputs = problem(2, 1, 7, 4)
+    x, dt, B, C, z = (inputs[name][:, 0] for name in ("x", "dt", "B", "C", "z"))
+    y, h = selective_scan_step(x, dt, inputs["A"], B, C, inputs["D"], z, inputs["dt_bias"], inputs["h0"].clone())
+    state = inputs["h0"].clone()  # which theirs writes to
+    wanted = official.selective_state_update_ref(
+        state, x, dt, inputs["A"], B, C, inputs["D"], z, inputs["dt_bias"], dt_softplus=True
+    )
+    assert relative(y, wanted) < 1e-5
+    assert relative(h, state) < 1e-5

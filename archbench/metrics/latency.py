@@ -87,10 +87,13 @@ class LatencyMetric(TimedMetric):
         text, or the model has no such level."""
         stream = heldout_stream(subject.corpus, subject.codec, max(settings.contexts))
         found: list[Probe | Measurement] = []
+        refused = {level: reason for level in settings.levels if (reason := _refusal(subject, settings, level))}
         for at in _grid(settings):
             try:
+                if at["level"] in refused:
+                    raise UnsupportedError(refused[at["level"]])
                 found.append(_probe(subject, settings, at, stream))
-            except (UnsupportedError, BackendError) as error:
+            except UnsupportedError as error:
                 found += [
                     Measurement(quantity=quantity, value=None, at={**at, "clock": clock}, reason=str(error))
                     for quantity in self.quantities
@@ -113,8 +116,6 @@ def _probe(subject: Subject, settings: LatencySettings, at: Place, stream: Heldo
     if limit is not None and needed > limit:
         raise UnsupportedError(f"prompt and continuation need {needed} tokens; this model's context limit is {limit}")
     stream.require(context)
-    if level is not None:
-        _try(subject, settings, level)
     how = "greedy" if settings.temperature == 0 else f"temperature {settings.temperature:g}"
     return Probe(
         at=at,
@@ -124,13 +125,19 @@ def _probe(subject: Subject, settings: LatencySettings, at: Place, stream: Heldo
     )
 
 
-def _try(subject: Subject, settings: LatencySettings, level: str) -> None:
-    """Raises BackendError where the model cannot be read or written at this level."""
+def _refusal(subject: Subject, settings: LatencySettings, level: str) -> str:
+    """Why the model cannot be read and written at this level; "" where it can."""
+    if level == BEST:
+        return ""
     model, device = subject.model, subject.model.device
     tokens = aligned(torch.zeros(1, 1, dtype=torch.long), subject.traits.stride).to(device)
-    with at_level(level), torch.inference_mode():
-        state = model.prefill(tokens, model.initial_state(1))
-        model.decode_step(state, Sampling(temperature=settings.temperature), torch.Generator(device).manual_seed(0))
+    try:
+        with at_level(level), torch.inference_mode():
+            state = model.prefill(tokens, model.initial_state(1))
+            model.decode_step(state, Sampling(temperature=settings.temperature), torch.Generator(device).manual_seed(0))
+    except BackendError as error:
+        return str(error)
+    return ""
 
 
 def _sample(

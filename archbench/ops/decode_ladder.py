@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from archbench.ops import backends
-from archbench.ops.eager import watched
+from archbench.ops.eager import counted
 from archbench.ops.panels import Derived
 
 EVERY = 32
@@ -61,7 +61,7 @@ class Ladder(Generic[W, D]):
         Raises:
             BackendError: the level that ARCHBENCH_BACKEND asks for cannot run, or cannot serve this call.
         """
-        if n_new > self._most or torch.is_grad_enabled() or watched():
+        if n_new > self._most or torch.is_grad_enabled() or counted():
             return None
         asked = (n_new, hindrance, os.environ.get(backends.VARIABLE), torch.is_autocast_enabled("cpu"))
         if asked == self._asked:  # as at the last step; device and type are those of the weights

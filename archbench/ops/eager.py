@@ -1,8 +1,9 @@
 """Operators of ours called past torch's dispatcher.
 
 Going through it costs an operator that is written in Python tens of microseconds, as much as a small scan takes. What
-needs the dispatcher are those who watch: dispatch modes (FLOP counters, fake tensors), compilers, the meta device. All
-others get the same computation and the same gradient without it.
+needs the dispatcher are those who watch: dispatch modes (FLOP counters, fake tensors), compilers, profilers, function
+transforms, the meta device and kinds of tensors that are not torch's own. All others get the same computation and the
+same gradient without it.
 """
 
 from __future__ import annotations
@@ -12,19 +13,24 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
+
+
+def counted() -> bool:
+    """Whether every operator must pass the dispatcher: a FLOP counter or a compiler looks at them."""
+    return torch._C._len_torch_dispatch_stack() > 0 or torch.compiler.is_compiling()
 
 
 def watched() -> bool:
-    """Whether someone looks at the operators that run: a FLOP counter, a compiler."""
-    return torch._C._len_torch_dispatch_stack() > 0 or torch.compiler.is_compiling()
+    """Whether someone looks at the operators that run: those, a profiler, or a function transform."""
+    return counted() or torch.autograd._profiler_enabled() or torch._C._functorch.peek_interpreter_stack() is not None
 
 
 def eager(operator: Callable[..., Any], compute: Callable[..., Any]) -> Callable[..., Any]:
     """`compute`, or the operator registered for it where that can be told apart. It has no gradient."""
 
     def call(*inputs: Any) -> Any:
-        needed = watched() or any(isinstance(value, Tensor) and value.is_meta for value in inputs)
-        return operator(*inputs) if needed else compute(*inputs)
+        return operator(*inputs) if watched() or _unusual(inputs) else compute(*inputs)
 
     return call
 
@@ -53,6 +59,15 @@ def eager_with_gradient(
             return differentiate(ctx, *gradients)
 
     def call(*inputs: Any) -> Any:
-        return operator(*inputs) if watched() or inputs[0].is_meta else Direct.apply(*inputs)
+        return operator(*inputs) if watched() or _unusual(inputs) else Direct.apply(*inputs)
+
+    Direct.__name__ = compute.__module__.rpartition(".")[2]
 
     return call
+
+
+def _unusual(inputs: tuple[Any, ...]) -> bool:
+    """Whether there is a tensor on the meta device, or of another kind than torch's own."""
+    return any(
+        isinstance(value, Tensor) and (value.is_meta or type(value) not in (Tensor, Parameter)) for value in inputs
+    )

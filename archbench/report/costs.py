@@ -12,7 +12,7 @@ from typing import Any
 from archbench.report import notation, table
 from archbench.report.budget import flops_per_byte
 from archbench.report.evidence import Evidence
-from archbench.report.grid import asked, context_columns, contexts_of, coordinate, nothing, points_of
+from archbench.report.grid import asked, context_columns, contexts_of, coordinate, coverage, nothing, points_of
 from archbench.report.latencies import latency_tables
 from archbench.report.rows import Row
 from archbench.report.table import Column, Table, TableCell
@@ -86,6 +86,7 @@ def flops_table(evidence: Evidence) -> Table | str:
             table.text(row.name),
             table.text(work),
             *(_counts(evidence, row, work, context) for context in contexts),
+            coverage(evidence, row, "cost", f"{work}_flops_per_token"),
         )
         for row in rows
         for work in WORKS
@@ -111,6 +112,7 @@ def flops_table(evidence: Evidence) -> Table | str:
             Column(name="architecture", numeric=False),
             Column(name="work", numeric=False),
             *context_columns(contexts),
+            Column(name="operators met", hint="calls", numeric=False),
         ),
         lines=tuple(lines),
         notes=(

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from typing import Any
 
-from archbench.report import notation
+from archbench.report import notation, table
 from archbench.report.evidence import Evidence
 from archbench.report.rows import Row
 from archbench.report.table import Column, TableCell
+
+_COVERAGE = re.compile(r"(\d+) calls counted[^,]*, (\d+) calls free[^,]*, (\d+) calls refused")
 
 
 def asked(evidence: Evidence, metrics: tuple[str, ...]) -> tuple[list[Row], tuple[str, ...]]:
@@ -54,6 +57,17 @@ def points_of(evidence: Evidence, row: Row, metric: str, quantity: str, names: t
         points.pop("{}", None)  # a failure of the whole metric, beside points that were measured
     order = {work: index for index, work in enumerate(("training_step", "prefill", "decode"))}
     return sorted(points.values(), key=lambda at: (order.get(str(at.get("work")), 9), at.get("batch") or 0))
+
+
+def coverage(evidence: Evidence, row: Row, metric: str, quantity: str) -> TableCell:
+    """How many calls a count of FLOPs met at its largest context: those with a formula, those free by convention, those
+    it refused to pass by. No operator counts as a silent zero."""
+    told = [_COVERAGE.search(record.protocol) for record in evidence.records_of(row, metric, quantity)]
+    found = [match.groups() for match in told if match]
+    if not found:
+        return table.absent("no count of operators is recorded")
+    counted, free, refused = max(found, key=lambda calls: sum(map(int, calls)))
+    return TableCell(text=f"{counted} counted, {free} free, {refused} refused", flagged=refused != "0")
 
 
 def nothing(evidence: Evidence, metric: str, quantity: str) -> str:

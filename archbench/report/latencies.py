@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from archbench.report.table import Column, Table, TableCell
 from archbench.stats import samples_for_percentile
 
 TAILS = (0.9, 0.95, 0.99, 0.999)
-_MIXED = "Levels differ from row to row: it is what a user gets, and no comparison of architectures."
+_MIXED = "Levels may differ from row to row: it is what a user gets, and no comparison of architectures."
 LATENCIES = (
     ("time_per_token", "wall", "Time per token, wall-clock median", False),
     ("time_to_first_token", "wall", "Time to first token, wall-clock median", False),
@@ -72,7 +73,7 @@ def latency_table(
 
 def _ran(evidence: Evidence, row: Row, quantity: str, at: dict[str, Any]) -> str:
     """The level that decode steps ran at, where it is not the one asked for."""
-    if "level" not in at:
+    if "level" not in at or quantity != "time_per_token":
         return ""
     records = evidence.records_of(row, "latency", quantity, **at)
     ran = {record.backend.get("decode", "modules") for record in records}
@@ -98,4 +99,4 @@ def _timing(finding: Finding) -> TableCell:
     cell = table.number(finding)
     if cell.reason:
         return cell
-    return TableCell(text=cell.text, detail=cell.detail, more=tail(finding), sort=cell.sort)
+    return replace(cell, more=tail(finding))

@@ -1,7 +1,8 @@
 """The overview of a comparison at several sizes: one line an architecture, one column a size, and what use costs.
 
 In each column the lowest bits per byte carry "best", and "≈ best" those whose difference to it, paired by seed or by
-document, does not exclude zero: the column then does not tell which of them is better.
+document, does not exclude zero: the column then does not tell which of them is better. Rows are ranked only within an
+arena (one size and corpus) and along a declared budget that they share.
 """
 
 from __future__ import annotations
@@ -10,66 +11,101 @@ from dataclasses import replace
 from typing import Any
 
 from archbench.report import notation, table
+from archbench.report.budget import budget, largest_shared_context
 from archbench.report.evidence import Evidence, Finding, known
 from archbench.report.levels import compared, words
 from archbench.report.pairs import difference
+from archbench.report.quality import brier_window
 from archbench.report.rows import Row
 from archbench.report.table import Column, Table, TableCell
+from archbench.report.verdict import conditions
 
 STATE = "reset"
 BEST, NEAR = "best", "≈ best"
 
+Line = tuple[str, str, str, int]
+"""Label, codec, corpus, and which of a grid's cells: what sizes of one architecture have in common."""
 
-def overview_table(evidence: Evidence) -> Table:
-    """Contenders by their place at the largest size, then references. Costs are those of the largest size."""
-    labels = list(dict.fromkeys(row.label for row in evidence.architectures))
+
+def overview_table(evidence: Evidence) -> Table | None:
+    """Contenders by their place at the largest size. Costs are those of the largest size, at the longest context that
+    all have. None in a run without architectures."""
+    rows = {(_line(row), row.size): row for row in evidence.architectures}
     sizes = _sizes(evidence)
+    if not sizes:
+        return None
     largest = sizes[-1]
-    rows = {(row.label, row.size): row for row in evidence.architectures}
-    quality = {size: _column(evidence, [row for row in evidence.architectures if row.size == size]) for size in sizes}
-    labels.sort(key=lambda label: _place(evidence, rows.get((label, largest))))
+    lines = sorted(
+        dict.fromkeys(_line(row) for row in evidence.architectures),
+        key=lambda line: _place(evidence, rows.get((line, largest))),
+    )
+    cells = {row: cell for arena in evidence.arenas.values() for row, cell in _ranked(evidence, arena).items()}
+    at_largest = [rows[line, largest] for line in lines if (line, largest) in rows]
+    costs = _costs(evidence, at_largest)
     columns = [Column(name="architecture", numeric=False)]
     columns += [Column(name=size, hint=f"{_parameters(evidence, size)}, bits per byte") for size in sizes]
-    level = compared(evidence)
-    cost: tuple[tuple[str, str, str, str, dict[str, Any]], ...] = (
-        ("BrierLM", "0 to 100, sampled", "brier_lm", "brier_lm", {"estimator": "sampled"}),
-        ("state", "", "cost", "state_bytes", {}),
-        ("a token", f"one row{words(level)}", "latency", "time_per_token", {"clock": "wall", "batch": 1, **level}),
-        ("training", "", "training", "seconds", {}),
-    )
-    found = {
-        (label, name): evidence.find(rows[label, largest], metric, quantity, **at)
-        for name, _, metric, quantity, at in cost
-        for label in labels
-        if (label, largest) in rows
-    }
-    for name, hint, *_ in cost:
-        context = table.shared_note([f for (_, kind), f in found.items() if kind == name], "context")
-        parts = [largest, f"after {notation.tokens(int(context))} tokens" if context else "", hint]
-        columns.append(Column(name=name, hint=", ".join(part for part in parts if part)))
-    lines = []
-    for label in labels:
-        cells = [table.text(label)]
+    columns += [Column(name=name, hint=", ".join(part for part in (largest, hint) if part)) for name, hint, *_ in costs]
+    made = []
+    for line in lines:
+        found = [table.text(_name(line, lines))]
         for size in sizes:
-            row = rows.get((label, size))
-            cells.append(table.absent("not run at this size") if row is None else quality[size][row])
-        for name, *_ in cost:
-            cells.append(
-                table.number(found.get((label, name), Finding(reason="not run at this size", status="absent")))
-            )
-        lines.append(tuple(cells))
+            row = rows.get((line, size))
+            found.append(table.absent("not run at this size") if row is None else cells[row])
+        top = rows.get((line, largest))
+        for _, _, metric, quantity, at in costs:
+            missing = Finding(reason="not run at this size", status="absent")
+            found.append(table.number(missing if top is None else evidence.find(top, metric, quantity, **at)))
+        made.append(tuple(found))
     seeds = min(len(row.seeds) for row in evidence.architectures)
     mean = "" if seeds == 1 else f", mean of {seeds} seeds"
     return Table(
         key="overview",
         title="All sizes at a glance",
         columns=tuple(columns),
-        lines=tuple(lines),
+        lines=tuple(made),
         notes=(
             f"Bits per byte of held-out text, state reset at every window{mean}, with 95 % intervals. {BEST}: the "
             f"lowest of its column. {NEAR}: the paired difference to it does not exclude zero.",
+            *conditions(evidence, at_largest, largest),
         ),
     )
+
+
+def _line(row: Row) -> Line:
+    return row.label, row.codec, row.corpus, row.variant
+
+
+def _name(line: Line, lines: list[Line]) -> str:
+    """The label, and what tells it from others of that label."""
+    same = [other for other in lines if other[0] == line[0]]
+    parts = [str(part) for i, part in enumerate(line[1:], start=1) if len({other[i] for other in same}) > 1]
+    return " ".join([line[0], *parts])
+
+
+def _costs(evidence: Evidence, rows: list[Row]) -> list[tuple[str, str, str, str, dict[str, Any]]]:
+    """Name, hint, metric, quantity and place of what is shown beside quality."""
+    context, level = largest_shared_context(evidence, rows), compared(evidence)
+    at = {} if context is None else {"context": context}
+    after = "" if context is None else f"after {notation.tokens(context)} tokens"
+    window = brier_window(evidence)
+    return [
+        (
+            "BrierLM",
+            f"0 to 100, sampled, {window} window",
+            "brier_lm",
+            "brier_lm",
+            {"estimator": "sampled", "window": window},
+        ),
+        ("state", after, "cost", "state_bytes", at),
+        (
+            "a token",
+            f"{after}, one row{words(level)}",
+            "latency",
+            "time_per_token",
+            {"clock": "wall", "batch": 1, **at, **level},
+        ),
+        ("training", "", "training", "seconds", {}),
+    ]
 
 
 def _sizes(evidence: Evidence) -> list[str]:
@@ -89,15 +125,16 @@ def _parameters(evidence: Evidence, size: str) -> str:
     return f"{table.number(have[len(have) // 2]).text} parameters" if have else "parameters not measured"
 
 
-def _column(evidence: Evidence, rows: list[Row]) -> dict[Row, TableCell]:
-    """Bits per byte of rows that stand together, with their place."""
+def _ranked(evidence: Evidence, rows: list[Row]) -> dict[Row, TableCell]:
+    """Bits per byte of the rows of one arena, with their places where they share a declared budget."""
     found = {row: evidence.find(row, "likelihood", "bits_per_byte", state=STATE) for row in rows}
-    have = sorted((row for row in rows if found[row].value is not None), key=lambda row: known(found[row]))
     cells = {row: table.number(finding) for row, finding in found.items()}
+    have = sorted((row for row in rows if found[row].value is not None), key=lambda row: known(found[row]))
+    if len(have) < 2 or not any(axis.declared and axis.among(have).matched for axis in budget(evidence, rows)):
+        return cells
     for row in have:
-        if row is have[0]:
-            place = BEST
-        else:
+        place = BEST
+        if row is not have[0]:
             pair = difference(evidence, row, have[0], STATE, comparisons=len(have) - 1)
             place = NEAR if pair is not None and not pair.excludes_zero else ""
         cells[row] = replace(cells[row], more=place)

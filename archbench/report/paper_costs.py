@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from archbench.papers import Figure, Match, Measured, Papers
 from archbench.report import notation, table
 from archbench.report.evidence import Evidence, Finding
+from archbench.report.grid import coverage
 from archbench.report.rows import Row
 from archbench.report.table import Column, Table, TableCell
 
@@ -249,6 +250,7 @@ def _costs(evidence: Evidence, rows: Sequence[Row]) -> Table:
                 cell("decode_flops_per_token", count="analytic", attention="full", draws=1),
                 _agreement(evidence, row, "published"),
                 _agreement(evidence, row, "stand-in"),
+                coverage(evidence, row, METRIC, "training_flops_per_token"),
             )
         )
     return Table(
@@ -266,6 +268,7 @@ def _costs(evidence: Evidence, rows: Sequence[Row]) -> Table:
             Column(name="decode", hint="FLOP/token, full context"),
             Column(name="formula, meta", hint="largest difference"),
             Column(name="all three, smaller", hint="largest difference"),
+            Column(name="operators met", hint="calls of a training step", numeric=False),
         ),
         lines=tuple(lines),
         notes=(

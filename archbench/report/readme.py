@@ -78,8 +78,10 @@ def _quality(results: Path, root: Path) -> str:
 def _overview(results: Path, root: Path) -> str:
     """What a comparison at several sizes found, on one screen."""
     evidence = Evidence(read(newest(results)))
-    head = headline(evidence, [])
-    lines = [*table_lines(overview_table(evidence)), ""]
+    head, found = headline(evidence, []), overview_table(evidence)
+    if found is None:
+        raise RecordError(f"README: overview {results}: no architecture is in these records")
+    lines = [*table_lines(found), ""]
     if head.exploratory:
         lines.append(f"> **Exploratory.** {escape('; '.join(head.exploratory))}.\n")
     return "\n".join([*lines, *_pictures(results, root, FIGURES), _made_by(evidence, results, root)])

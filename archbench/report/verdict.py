@@ -149,6 +149,18 @@ def _bits(finding: Finding) -> str:
     return f"{value} {bounds}" if bounds else f"{value} (no interval)"
 
 
+def conditions(evidence: Evidence, rows: list[Row], size: str) -> tuple[str, ...]:
+    """Under which conditions rows of one size stand beside each other: the axes that were matched and how well, what
+    their seeds can resolve, how learning rates were found."""
+    have = [row for row in rows if evidence.find(row, "likelihood", "bits_per_byte", state=STATES[0]).value is not None]
+    if len(have) < 2:
+        return ()
+    matched = [axis for axis in (axis.among(have) for axis in budget(evidence, rows)) if axis.declared and axis.matched]
+    equal = notation.listed([f"{axis.axis} ({_residual(axis)})" for axis in matched])
+    told = f"At size {size} equal in {equal}." if matched else f"At size {size} no declared budget is matched."
+    return (" ".join([told, *_resolution(evidence, have, STATES[0]), *_trials(evidence, have)]),)
+
+
 def _ranking(evidence: Evidence, have: list[tuple[Row, Finding]], match: list[AxisMatch], state: str) -> str:
     (best, lowest), rest = have[0], have[1:]
     ranked = {row for row, _ in have}
