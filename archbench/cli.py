@@ -199,19 +199,27 @@ def choose(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="A results file, or a run's folder.")],
     context: Annotated[int, typer.Option(min=1, metavar="TOKENS", help="Context that must be served.")],
     memory: Annotated[
-        float | None, typer.Option(metavar="BYTES", help="Memory for weights and one row's state: 2e6.")
+        str | None, typer.Option(metavar="BYTES", help="Memory for weights and one row's state: 2e6, 8GB, 512MiB.")
     ] = None,
-    ms_per_token: Annotated[float | None, typer.Option(metavar="MS", help="Most milliseconds per token.")] = None,
-    train_bytes: Annotated[float | None, typer.Option(metavar="BYTES", help="Most bytes of training text.")] = None,
+    ms_per_token: Annotated[
+        float | None,
+        typer.Option("--ms-per-token", "--max-ms-per-token", metavar="MS", help="Most milliseconds per token."),
+    ] = None,
+    train_bytes: Annotated[str | None, typer.Option(metavar="BYTES", help="Most bytes of training text.")] = None,
 ) -> None:
     """Say which architecture of a run to choose for a need, what cannot be told from it, and why others are out."""
     from archbench import display
+    from archbench.parse import parse_bytes
     from archbench.record import read
     from archbench.report.choice import Need, decide
     from archbench.report.evidence import Evidence
 
-    seconds = None if ms_per_token is None else ms_per_token / 1e3
-    need = Need(context=context, memory=memory, seconds_per_token=seconds, training_bytes=train_bytes)
+    need = Need(
+        context=context,
+        memory=None if memory is None else parse_bytes(memory, "--memory"),
+        seconds_per_token=None if ms_per_token is None else ms_per_token / 1e3,
+        training_bytes=None if train_bytes is None else parse_bytes(train_bytes, "--train-bytes"),
+    )
     decision = decide(Evidence(read(run)), need)
     display.print_decision(decision)
     raise typer.Exit(0 if decision.best else 1)

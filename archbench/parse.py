@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
-from archbench.errors import SuiteError, suggestion
+from archbench.errors import ConfigError, SuiteError, suggestion
 
 T = TypeVar("T")
 
@@ -114,3 +114,14 @@ def _join(where: str, key: Any) -> str:
 def _shown(value: Any) -> str:
     text = repr(value)
     return text if len(text) <= 60 else text[:57] + "..."
+
+
+def parse_bytes(text: str, where: str) -> float:
+    """`2e6`, `8GB`, `512 MiB`: a number of bytes. Raises ConfigError for anything else."""
+    match = re.fullmatch(r"([0-9.]+(?:[eE][+-]?[0-9]+)?)\s*(?:([kKMGT]?)(i?)B)?", text.strip())
+    try:
+        assert match is not None
+        amount, power = float(match.group(1)), " kMGT".index((match.group(2) or " ").replace("K", "k"))
+    except (AssertionError, ValueError):
+        raise ConfigError(f"{where}: '{text}'; expected a number of bytes, such as 2e6, 8GB or 512MiB") from None
+    return amount * (1024 if match.group(3) else 1000) ** power

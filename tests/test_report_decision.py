@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 
 from archbench.cli import app
 from archbench.errors import ConfigError
+from archbench.parse import parse_bytes
 from archbench.record import RecordFile
 from archbench.report.choice import Need, at_context, decide, decision_table, panel_data
 from archbench.report.drawing import Omitted, house_style
@@ -171,3 +172,16 @@ def test_labels_cannot_end_the_embedded_data(tmp_path: Path) -> None:
     page = written(records, tmp_path).html.read_text(encoding="utf-8")
     embedded = page.split('id="decision-data">')[1].split("</script>")[0]
     assert "\\u003c/script>" in embedded and json.loads(embedded)
+
+
+@pytest.mark.parametrize(
+    ("text", "value"), [("2e6", 2e6), ("8GB", 8e9), ("512 MiB", 512 * 2**20), ("1.5kB", 1500), ("10B", 10)]
+)
+def test_bytes_are_read_with_and_without_units(text: str, value: float) -> None:
+    assert parse_bytes(text, "--memory") == value
+
+
+@pytest.mark.parametrize("text", ["8 GB of it", "GB", "-3", "", "1e", "8 apples"])
+def test_what_is_no_number_of_bytes_is_refused(text: str) -> None:
+    with pytest.raises(ConfigError, match="expected a number of bytes, such as 2e6"):
+        parse_bytes(text, "--memory")
