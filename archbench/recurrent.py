@@ -87,6 +87,7 @@ class RecurrentModel(AutoregressiveModel):
         if config.tie_embeddings:
             self.unembedding.weight = self.embedding.weight
         self.steppers = steppers()
+        self._told = all(_as_told(type(block.mixer)) for block in self.blocks)
 
     @abstractmethod
     def recurrent_weights(self, mixers: list[MixerWeights]) -> RecurrentWeights:
@@ -148,7 +149,7 @@ class RecurrentModel(AutoregressiveModel):
 
     def _stepper(self, n: int, layers: tuple[LayerState, ...]) -> Stepper | None:
         """What reads n new tokens of every row quicker than the modules do, if anything."""
-        if not unchanged(self, RecurrentModel, "hidden", "logits"):
+        if not self._told or not unchanged(self, RecurrentModel, "hidden", "logits"):
             return None
         return self.steppers.serving(self, n, self._weights, state=layers)
 
@@ -161,6 +162,13 @@ class RecurrentModel(AutoregressiveModel):
 
     def logits_flops(self) -> float:
         return float(self.unembedding.flops(1))
+
+
+def _as_told(kind: type) -> bool:
+    """Whether what a kind of mixer computes and the weights it tells of are of one class: a subclass that computes
+    otherwise is asked itself."""
+    places = [next(owner for owner in kind.__mro__ if name in vars(owner)) for name in ("forward", "weights")]
+    return places[0] is places[1]
 
 
 def _layer_states(after: States, before: tuple[LayerState, ...]) -> tuple[LayerState, ...]:

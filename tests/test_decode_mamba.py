@@ -9,13 +9,14 @@ import pytest
 import torch
 from torch import Generator, Tensor
 
-from archbench.architectures.mamba import Mamba, MambaConfig
+from archbench.architectures.mamba import Mamba, MambaConfig, Mixer
 from archbench.architectures.mamba2 import Mamba2, Mamba2Config
 from archbench.errors import BackendError
 from archbench.flops import trace
 from archbench.model import AutoregressiveModel
 from archbench.ops import backends, native
 from archbench.ops.recurrent_weights import LONGEST
+from archbench.recurrent import LayerState, RecurrentModel
 from archbench.sampling import GREEDY, PLAIN
 from archbench.state import copy_state, select_rows, state_bytes, tensors
 
@@ -341,3 +342,19 @@ def test_a_subclass_that_computes_otherwise_is_asked_itself(name: str) -> None:
 
     model.__class__ = Mute
     assert not model.predict(drawn(model, 1, 1), model.initial_layers(1))[0].any()
+
+
+@torch.no_grad()
+def test_a_mixer_that_computes_otherwise_is_asked_itself() -> None:
+    class Silent(Mixer):
+        def forward(self, u: Tensor, state: LayerState) -> tuple[Tensor, LayerState]:
+            mixed, state = super().forward(u, state)
+            return 0 * mixed, state
+
+    config = MambaConfig(vocab_size=17, d_model=16, n_layers=2)
+    model = RecurrentModel.__new__(Mamba)
+    RecurrentModel.__init__(model, config, Silent, Generator().manual_seed(0))
+    tokens = torch.tensor([[3]])
+    logits, _ = model.eval().predict(tokens, model.initial_layers(1))
+    expected = model.logits(model.norm(model.embedding(tokens)))
+    assert torch.allclose(logits, expected)

@@ -7,7 +7,8 @@
 
 "auto" takes the best level that serves the device and type: `cuda` on a CUDA device, `native` on a CPU, else `lean`.
 For fp64 `lean` is the proper level; where it stands in for a missing `native` or `cuda`, that is announced once. A
-level asked for by argument or by ARCHBENCH_BACKEND is used or refused, never replaced.
+level asked for by argument or by ARCHBENCH_BACKEND is used or refused where it cannot run; an operation or model that
+was never given that level runs at `lean`. What ran, `in_use` tells.
 """
 
 from __future__ import annotations

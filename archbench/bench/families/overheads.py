@@ -16,7 +16,10 @@ import archbench
 from archbench import record
 from archbench.bench.target import Target
 from archbench.bench.trial import Reading, Trial
+from archbench.data.mbpp_mini import problems
+from archbench.environment import usable_cores
 from archbench.errors import UnsupportedError
+from archbench.sandbox import open_sandbox
 
 N_RECORDS = 10_000
 
@@ -54,6 +57,20 @@ def _keeping(folder: tempfile.TemporaryDirectory[str], command: list[str]) -> Ca
     return take
 
 
+def _judging() -> Trial:
+    """Programs judged a second: reference solutions of mbpp-mini, each in a sandboxed process of its own."""
+    asked = problems("test")
+    sandbox = open_sandbox()
+
+    def take() -> float:
+        begin = time.perf_counter()
+        passed = sum(verdict.passed for verdict in sandbox.verdicts([(p.code, p) for p in asked], usable_cores()))
+        assert passed == len(asked), "every reference solution is right"
+        return len(asked) / (time.perf_counter() - begin)
+
+    return Reading(take=take, notes={"sandbox": sandbox.rung, "workers": str(usable_cores())})
+
+
 def enlarge(records: list[record.Record], n: int, path: Path) -> None:
     """Writes n records: `records` again and again, each time with the next seed."""
     with path.open("w", encoding="utf-8") as file:
@@ -76,6 +93,17 @@ TARGETS = [
         turns=7,
         seconds=5,
         prepare=_help,
+    ),
+    Target(
+        id="overheads/code-eval",
+        question="How many programs a second are judged in the sandbox?",
+        ours="archbench code-eval",
+        peer="a thousand in a minute",
+        unit="tasks/s",
+        must=15,
+        turns=5,
+        seconds=30,
+        prepare=_judging,
     ),
     Target(
         id="overheads/report",
