@@ -17,6 +17,7 @@ from torch import Generator
 
 from archbench import registry
 from archbench.architectures.transformer import TransformerConfig
+from archbench.bench.families.recurrent import hf_mamba, hf_mamba2, mamba, mamba2
 from archbench.bench.target import Target
 from archbench.bench.trial import Race, Reading, Side, Trial
 from archbench.cell import Budget, Training
@@ -86,7 +87,24 @@ def llama_step(config: TransformerConfig, batch: int, context: int, precision: s
             tie_word_embeddings=config.tie_embeddings,
             use_cache=False,
         )
-    ).train()
+    )
+
+    def loss_of(inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        return model(input_ids=inputs, labels=targets, shift_labels=targets).loss
+
+    return _their_step(model, loss_of, config.vocab_size, batch, context, precision)
+
+
+def _their_step(
+    model: torch.nn.Module,
+    loss_of: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+    vocab_size: int,
+    batch: int,
+    context: int,
+    precision: str,
+) -> Step:
+    """The trainer's step of somebody else's model: same optimizer, groups, clipping and precision."""
+    model.train()
     training = Training(budget=Budget(tokens=1e6))
     trained = list(model.parameters())
     groups = [
@@ -95,12 +113,12 @@ def llama_step(config: TransformerConfig, batch: int, context: int, precision: s
     ]
     betas = (training.beta1, training.beta2)
     optimizer = torch.optim.AdamW(groups, lr=RATE, betas=betas, eps=1e-8, fused=True)
-    tokens = _tokens(config.vocab_size, batch, context + 1)
+    tokens = _tokens(vocab_size, batch, context + 1)
     inputs, targets = tokens[:, :-1], tokens[:, 1:].contiguous()
 
     def run() -> None:
         with autocast(precision, CPU):
-            loss = Loss(model(input_ids=inputs, labels=targets, shift_labels=targets).loss)
+            loss = Loss(loss_of(inputs, targets))
         assert bool(torch.isfinite(gradients_of(loss, optimizer, trained, training.clip)))
         descend(optimizer, RATE)
         float(loss.value.detach())
@@ -121,6 +139,20 @@ def against_llama(d_model: int, n_layers: int, n_heads: int, batch: int, context
     config = TransformerConfig(vocab_size=VOCAB, d_model=d_model, n_layers=n_layers, n_heads=n_heads)
     ours = our_step("transformer", config, batch, context, precision)
     peer = llama_step(config, batch, context, precision)
+    return Race(ours=_side(ours), peer=_side(peer), notes={"tokens a step": f"{ours.tokens:,}"})
+
+
+def against_hf_mamba(architecture: str, d_model: int, batch: int, context: int) -> Trial:
+    """Equal shape in fp32, against Hugging Face's path for CPUs, whose backward pass is quadratic in the window."""
+    config = (mamba(d_model) if architecture == "mamba" else mamba2(d_model)).config
+    model = hf_mamba(config) if architecture == "mamba" else hf_mamba2(config)
+
+    def loss_of(inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        logits = model(input_ids=inputs, use_cache=False).logits
+        return torch.nn.functional.cross_entropy(logits.flatten(0, 1).float(), targets.flatten())
+
+    ours = our_step(architecture, config, batch, context, "fp32")
+    peer = _their_step(model, loss_of, config.vocab_size, batch, context, "fp32")
     return Race(ours=_side(ours), peer=_side(peer), notes={"tokens a step": f"{ours.tokens:,}"})
 
 
@@ -289,6 +321,20 @@ TARGETS = [
     _mamba(512, 4, "bf16-mixed", 1.0),
     _mamba(4096, 1, "fp32", 2.0),
     _mamba(4096, 1, "bf16-mixed", 2.0),
+    *(
+        Target(
+            id=f"training/{name}-hf",
+            question=f"How fast does {label} train beside Hugging Face's on a CPU, 1M parameters, 2 x 128 bytes, fp32?",
+            ours=name,
+            peer=f"HF {label}",
+            level="native",
+            must=must,
+            turns=3,
+            seconds=60,
+            prepare=partial(against_hf_mamba, name, 128, 2, 128),
+        )
+        for name, label, must in (("mamba", "Mamba", 10), ("mamba2", "Mamba-2", 1.2))
+    ),
     _heads("layer-4", 0.92, 0.97, n_future=4, head_type="layer"),
     _heads("replicated-4", 0.92, 0.95, n_future=4, head_type="replicated"),
     _heads("replicated-8", 0.90, 0.95, n_future=8, head_type="replicated"),
