@@ -160,7 +160,9 @@ def test_pass_at_k_by_hand(scripted: list[Measurement]) -> None:
 @pytest.mark.usefixtures("sandbox")
 def test_the_record_says_how_it_came_about(scripted: list[Measurement]) -> None:
     said = one(scripted, "pass_at_k", k=1).protocol
-    assert said.startswith("ours; 3 problems; 12 completions each at temperature 1, at most 80 tokens; sandbox '")
+    assert said.startswith(
+        "ours; 3 problems, 11 to 13; 12 completions each at temperature 1, at most 80 tokens; sandbox '"
+    )
     assert said.endswith(": 18 failed, 13 passed, 5 does not parse")
 
 
@@ -205,7 +207,7 @@ def test_a_context_limit_is_said_and_counts_against_the_model() -> None:
     )
     found = measure(subject_of(model, context_limit=20), [DOUBLE, NEXT], samples=2)
     assert one(found, "pass_at_k", k=1).value == 0
-    said = "2 problems, of which 2 leave no room in a context of 20 tokens and count as not solved"
+    said = "2 problems, 11 to 12, of which 2 leave no room in a context of 20 tokens and count as not solved"
     assert said in found[0].protocol
 
 

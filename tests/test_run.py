@@ -1,5 +1,6 @@
 """Runs end to end: every job ends in a record, nothing is done twice, and a kill at any moment loses nothing."""
 
+import contextlib
 import json
 import os
 import signal
@@ -180,14 +181,19 @@ def test_a_run_killed_at_any_moment_ends_with_the_same_records(suite, tmp_path):
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
 
     def partial_steps():
-        return [p.stat().st_mtime_ns for p in out.glob("checkpoints/*/partial.safetensors")]
+        found = {}
+        for path in out.glob("checkpoints/*/partial.safetensors"):
+            with contextlib.suppress(FileNotFoundError):  # a training that has just ended
+                found[path] = path.stat().st_mtime_ns
+        return found
 
     def moment(kill_number):
         """The first kill falls into training, the second after a resumed training has moved on."""
-        return bool(partial_steps()) if kill_number == 0 else len(set(partial_steps()) - before) > 0
+        now = partial_steps()
+        return bool(now) if kill_number == 0 else any(now.get(path, then) != then for path, then in before.items())
 
     for number in range(2):
-        before = set(partial_steps())
+        before = partial_steps()
         process = subprocess.Popen([*command, "--out", str(out)], env=environment, stdout=subprocess.DEVNULL)
         deadline = time.monotonic() + 60
         while not moment(number) and process.poll() is None and time.monotonic() < deadline:
@@ -197,12 +203,8 @@ def test_a_run_killed_at_any_moment_ends_with_the_same_records(suite, tmp_path):
         process.wait()
     subprocess.run([*command, "--out", str(out)], env=environment, check=True, stdout=subprocess.DEVNULL)
     assert numbers(newest(out)) == numbers(whole.path)
-    history = next(
-        json.loads(p.read_text())
-        for p in out.glob("checkpoints/*/history.json")
-        if json.loads(p.read_text())["sessions"] > 1
-    )
-    assert history["sessions"] == 3
+    histories = [json.loads(path.read_text()) for path in out.glob("checkpoints/*/history.json")]
+    assert max(history["sessions"] for history in histories) == 3
 
 
 def test_workers_end_with_their_parent(suite, tmp_path):

@@ -84,7 +84,7 @@ def _overview(results: Path, root: Path) -> str:
     lines = [*table_lines(found), ""]
     if head.exploratory:
         lines.append(f"> **Exploratory.** {escape('; '.join(head.exploratory))}.\n")
-    return "\n".join([*lines, *_pictures(results, root, FIGURES), _made_by(evidence, results, root)])
+    return "\n".join([*lines, *_pictures(results, root, FIGURES[:1]), _made_by(evidence, results, root)])
 
 
 def _decision(results: Path, root: Path) -> str:
