@@ -29,7 +29,7 @@ class LayerState(NamedTuple):
     """The last w - 1 inputs of the convolution and the recurrent state, both fp32."""
 
     window: Float[Tensor, "b w _"]
-    ssm: Float[Tensor, b * _]
+    ssm: Float[Tensor, "b ..."]
 
 
 class RecurrentMixer(nn.Module, ABC):

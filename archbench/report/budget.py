@@ -96,6 +96,11 @@ class AxisMatch:
         return max(found, key=abs, default=None) if len(found) == len(self.contenders) else None
 
 
+def declared_and_matched(match: Iterable[AxisMatch], rows: Collection[Row]) -> list[AxisMatch]:
+    """The axes along which these rows may be ranked: those that were to be equal, and are."""
+    return [axis for axis in (axis.among(rows) for axis in match) if axis.declared and axis.matched]
+
+
 def training_bytes(evidence: Evidence, row: Row) -> Finding:
     """The bytes of text read in training, all phases together: where the loss curve ends."""
     ends = [r.along["bytes"][-1] for r in evidence.records_of(row, "training", "loss") if r.along.get("bytes")]

@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 from archbench.report import notation, table
-from archbench.report.budget import budget, largest_shared_context
+from archbench.report.budget import budget, declared_and_matched, largest_shared_context
 from archbench.report.evidence import Evidence, Finding, known
 from archbench.report.levels import compared, words
 from archbench.report.pairs import difference
@@ -130,7 +130,7 @@ def _ranked(evidence: Evidence, rows: list[Row]) -> dict[Row, TableCell]:
     found = {row: evidence.find(row, "likelihood", "bits_per_byte", state=STATE) for row in rows}
     cells = {row: table.number(finding) for row, finding in found.items()}
     have = sorted((row for row in rows if found[row].value is not None), key=lambda row: known(found[row]))
-    if len(have) < 2 or not any(axis.declared and axis.among(have).matched for axis in budget(evidence, rows)):
+    if len(have) < 2 or not declared_and_matched(budget(evidence, rows), have):
         return cells
     for row in have:
         place = BEST

@@ -13,7 +13,7 @@ from datetime import datetime, timezone
 from archbench.errors import RecordError
 from archbench.record import Record
 from archbench.report import notation
-from archbench.report.budget import AxisMatch, budget
+from archbench.report.budget import AxisMatch, budget, declared_and_matched
 from archbench.report.evidence import Evidence, Finding, known, separated
 from archbench.report.pairs import Difference, difference
 from archbench.report.quality import STATES, deviation
@@ -155,19 +155,20 @@ def conditions(evidence: Evidence, rows: list[Row], size: str) -> tuple[str, ...
     have = [row for row in rows if evidence.find(row, "likelihood", "bits_per_byte", state=STATES[0]).value is not None]
     if len(have) < 2:
         return ()
-    matched = [axis for axis in (axis.among(have) for axis in budget(evidence, rows)) if axis.declared and axis.matched]
-    equal = notation.listed([f"{axis.axis} ({_residual(axis)})" for axis in matched])
-    told = f"At size {size} equal in {equal}." if matched else f"At size {size} no declared budget is matched."
+    matched = declared_and_matched(budget(evidence, rows), have)
+    told = (
+        f"At size {size} equal in {_equal(matched)}." if matched else f"At size {size} no declared budget is matched."
+    )
     return (" ".join([told, *_resolution(evidence, have, STATES[0]), *_trials(evidence, have)]),)
 
 
 def _ranking(evidence: Evidence, have: list[tuple[Row, Finding]], match: list[AxisMatch], state: str) -> str:
     (best, lowest), rest = have[0], have[1:]
     ranked = {row for row, _ in have}
-    matched = [axis for axis in (axis.among(ranked) for axis in match) if axis.declared and axis.matched]
+    matched = declared_and_matched(match, ranked)
     if not matched:
         return "No declared budget is matched within 5 %, so nothing is ranked."
-    equal = notation.listed([f"{axis.axis} ({_residual(axis)})" for axis in matched])
+    equal = _equal(matched)
     pairs = {row: difference(evidence, best, row, state, comparisons=len(rest)) for row, _ in rest}
     apart = [row for row, finding in rest if _apart(pairs[row], lowest, finding)]
     close = [row.name for row, _ in rest if row not in apart]
@@ -209,6 +210,11 @@ def _lead(pairs: dict[Row, Difference | None], lowest: Finding, rest: list[tuple
     return below if len(rest) == 1 else f"{below}, and further below the others"
 
 
+def _equal(matched: list[AxisMatch]) -> str:
+    """`parameters (within 0.9 %) and training bytes (exactly)`."""
+    return notation.listed([f"{axis.axis} ({_residual(axis)})" for axis in matched])
+
+
 def _residual(axis: AxisMatch) -> str:
     shown = notation.percent(abs(axis.mismatch or 0.0))
     return "exactly" if shown == notation.percent(0.0) else f"within {shown}"
@@ -216,7 +222,7 @@ def _residual(axis: AxisMatch) -> str:
 
 def _other_states(evidence: Evidence, rows: list[Row], state: str, match: list[AxisMatch]) -> list[str]:
     """A sentence for each other state under which another architecture is ahead beyond its interval."""
-    if not any(axis.declared and axis.among(rows).matched for axis in match):
+    if not declared_and_matched(match, rows):
         return []
     sentences = []
     first = min(rows, key=lambda row: known(evidence.find(row, "likelihood", "bits_per_byte", state=state)))
