@@ -211,7 +211,7 @@ def choose(
     from archbench import display
     from archbench.parse import parse_bytes
     from archbench.record import read
-    from archbench.report.choice import Need, decide
+    from archbench.report.choice import Need, decide, matched_along
     from archbench.report.evidence import Evidence
 
     need = Need(
@@ -220,8 +220,9 @@ def choose(
         seconds_per_token=None if ms_per_token is None else ms_per_token / 1e3,
         training_bytes=None if train_bytes is None else parse_bytes(train_bytes, "--train-bytes"),
     )
-    decision = decide(Evidence(read(run)), need)
-    display.print_decision(decision)
+    evidence = Evidence(read(run))
+    decision = decide(evidence, need)
+    display.print_decision(decision, matched_along(evidence))
     raise typer.Exit(0 if decision.best else 1)
 
 

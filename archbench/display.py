@@ -459,7 +459,7 @@ _LISTS: dict[str, Any] = {
 }
 
 
-def print_decision(decision: Decision) -> None:
+def print_decision(decision: Decision, conditions: Sequence[str] = ()) -> None:
     """The choice in a sentence, then every architecture: what it offers, or why it is left out."""
     from archbench.report import notation
 
@@ -489,6 +489,8 @@ def print_decision(decision: Decision) -> None:
             remark,
         )
     console.print(table)
+    for sentence in conditions:
+        console.print(sentence, style="dim", soft_wrap=True)
 
 
 def _wide() -> Console:

@@ -60,7 +60,8 @@ class Subject:
     """A trained cell, as metrics see it. The model is in eval mode on the device it will be measured on.
 
     `context` and `batch` are those of its training windows, in tokens and rows; `folder` is its checkpoint's folder;
-    `seed` seeds every draw a metric makes; `exercise` is the task it was trained on, None for the corpus's text.
+    `seed` seeds every draw a metric makes; `exercise` is the task it was trained on, None for the corpus's text;
+    `beside` are the checkpoint folders of the other cells that a timed metric asked for, by label.
     """
 
     label: str
@@ -76,6 +77,7 @@ class Subject:
     seed: int
     folder: Path
     exercise: Exercise | None = None
+    beside: Mapping[str, Path] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,6 +158,11 @@ class TimedMetric(_Described):
     """
 
     timed = True
+
+    def beside(self, settings: Any) -> Sequence[str]:
+        """Labels of other cells of the run that are needed, of the same seed; they are not measured themselves."""
+        del settings
+        return ()
 
     @abstractmethod
     def probes(self, subject: Subject, settings: Any) -> list[Probe | Measurement]:

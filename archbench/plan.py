@@ -9,7 +9,7 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -19,9 +19,12 @@ from archbench.cell import Cell, Training, measuring_source, parse_training
 from archbench.codec import Codec, codec_from
 from archbench.data.corpus import Corpus, load_corpus
 from archbench.errors import CheckpointError, ConfigError, SuiteError, suggestion
+from archbench.metric import DesignMetric, Metric, TimedMetric
 from archbench.parse import parse
 from archbench.suite import CellEntry, Suite, entries
 from archbench.tuning import Choices, parse_tuning
+
+_AnyMetric = Metric | TimedMetric | DesignMetric
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +38,8 @@ class Job:
     timed: bool
     trained: bool
     reason: str | None
+    beside: Mapping[str, str] = field(default_factory=dict)
+    """Addresses of the other cells that the metric needs, by label."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,7 +83,10 @@ def make_plan(suite: Suite, only: Sequence[str] = (), choices: Choices | None = 
         traits = registry.architecture(cell.architecture).traits(cell.config)
         for name in cell.metrics:
             metric, settings = registry.metric(name), asked[name]
+            beside = _beside(suite, cells, cell, metric, settings)
             identity = [cell.address, measuring_source(cell), name, metric.version, dataclasses.asdict(settings)]
+            identity += [beside] if beside else []
+            needed = f"the other cells' {name} needs it" if cell.label in beside else None
             jobs.append(
                 Job(
                     id=_digest([*identity, timed_with if metric.timed else None])[:16],
@@ -87,7 +95,8 @@ def make_plan(suite: Suite, only: Sequence[str] = (), choices: Choices | None = 
                     settings=settings,
                     timed=metric.timed,
                     trained=metric.trained,
-                    reason=cell.void or metric.cannot(traits, settings),
+                    reason=cell.void or needed or metric.cannot(traits, settings),
+                    beside=beside,
                 )
             )
     notices = tuple(f"{label} is left out: {reason}" for label, reason in left_out.items())
@@ -115,6 +124,20 @@ def _metric_settings(suite: Suite) -> dict[str, Any]:
         where = f"{suite.path}: metrics.{name}"
         settings[name] = parse(_known(where, registry.metric, name).settings, given, where)
     return settings
+
+
+def _beside(suite: Suite, cells: Sequence[Cell], cell: Cell, metric: _AnyMetric, settings: Any) -> dict[str, str]:
+    """Addresses of the cells that a metric needs to measure `cell`, by label."""
+    found = {}
+    for label in metric.beside(settings) if isinstance(metric, TimedMetric) else ():
+        fitting = [other.address for other in cells if (other.label, other.seed) == (label, cell.seed)]
+        where = f"{suite.path}: metrics.{metric.name}: cell '{label}'"
+        if not fitting:
+            raise SuiteError(f"{where} is not in this run; {suggestion(label, {other.label for other in cells})}")
+        if len(fitting) > 1:
+            raise SuiteError(f"{where}: {len(fitting)} cells are called so; give them labels of their own")
+        found[label] = fitting[0]
+    return found
 
 
 def _cells(suite: Suite, metrics: list[str]) -> list[Cell]:

@@ -268,7 +268,13 @@ class _Run:
                     "metric": name,
                     "settings": dataclasses.asdict(jobs[0].settings),
                     "jobs": [
-                        {**_job_data(job), "cell": job.cell.to_dict(), "address": job.cell.address} for job in jobs
+                        {
+                            **_job_data(job),
+                            "cell": job.cell.to_dict(),
+                            "address": job.cell.address,
+                            "beside": dict(job.beside),
+                        }
+                        for job in jobs
                     ],
                 }
                 for name, jobs in groups.items()

@@ -193,7 +193,9 @@ def _time_together(task: dict[str, Any], emit: Emit) -> None:
         for job in group["jobs"]:
             cell = Cell.from_dict(job["cell"])
             try:
-                subjects[job["id"]] = _subject(cell, Path(task["checkpoints"]) / job["address"], task["device"])
+                subject = _subject(cell, Path(task["checkpoints"]) / job["address"], task["device"])
+                beside = {label: Path(task["checkpoints"]) / address for label, address in job["beside"].items()}
+                subjects[job["id"]] = dataclasses.replace(subject, beside=beside)
             except Exception as error:
                 emit({"event": "failed", "job": job["id"], "reason": _reason(error)})
 

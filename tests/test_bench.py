@@ -24,6 +24,7 @@ def burn(seconds):
 def target(**changes):
     settings = {
         "id": "family/what",
+        "level": "lean",
         "question": "How fast?",
         "ours": "ours",
         "peer": "theirs",
@@ -113,10 +114,12 @@ def test_an_interrupted_bench_goes_on_with_what_is_left(tmp_path):
 
 
 def test_the_table_says_what_is_met():
-    found = [*measured(target(id="a/fast")), *measured(target(id="b/slow", must=50.0, stretch=None))]
+    slow = target(id="b/slow", must=50.0, stretch=None, why_missed="it is slow")
+    found = [*measured(target(id="a/fast", why_missed="never seen")), *measured(slow)]
     text = markdown(found)
     assert text.startswith("1 of 2 targets met.")
-    assert "| a/fast | ours: " in text and "≥ 50" in text and "not met" in text
+    assert "| a/fast | lean | ours: " in text and "≥ 50" in text and "not met" in text
+    assert "it is slow" in text and "never seen" not in text
 
 
 def test_all_targets_are_sound():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,13 +11,14 @@ import torch
 from tiny_subject import built, made_up_text, subject_of
 from torch import Generator, Tensor
 
-from archbench import registry
+from archbench import checkpoint, registry
 from archbench.clocks import CLOCKS
-from archbench.codec import ByteCodec
+from archbench.codec import ByteCodec, train_bpe
 from archbench.data.corpus import Corpus
 from archbench.data.document import Document
 from archbench.drafting import Drafted
 from archbench.errors import ConfigError, UnsupportedError
+from archbench.history import History
 from archbench.metric import Measurement, Probe, Subject
 from archbench.metrics.speculation_speed import METRIC, Pair, SpeculationSpeedSettings, compare
 from archbench.model import Emission, FlopFormulas, Likelihood, Phase, SequenceModel, Speculative, Traits
@@ -239,3 +242,34 @@ def test_a_context_limit_is_a_reason() -> None:
 def test_impossible_settings_are_refused(bad: dict[str, Any]) -> None:
     with pytest.raises(ConfigError):
         SpeculationSpeedSettings(**bad)
+
+
+def test_a_cell_of_its_run_drafts_for_a_byte_model(tmp_path: Path) -> None:
+    """The drafter is read from its checkpoint; greedy text is the byte model's own, and the record names who drafts."""
+    codec = train_bpe([Document("text", made_up_text())], 300)
+    found = registry.architecture("mamba")
+    config = found.config(vocab_size=codec.vocab_size, d_model=16, n_layers=1)
+    drafter = found.build(config, torch.Generator().manual_seed(1))
+    checkpoint.save(
+        tmp_path / "drafter", "mamba", config, drafter.state_dict(), codec=codec, origin={}, history=History()
+    )
+    subject = dataclasses.replace(built("mamba", d_model=16, n_layers=1), beside={"small": tmp_path / "drafter"})
+    settings = SpeculationSpeedSettings(
+        drafter="small", context=16, new_tokens=12, batches=(1,), temperatures=(0.0,), steps=3, prompts=3, repeats=2
+    )
+    outcome = interleave(METRIC, {"own": subject}, settings)["own"]
+    assert not isinstance(outcome, Exception)
+    values = {m.quantity: m for m in outcome if m.at.get("clock", "wall") == "wall"}
+    assert values["identical_tokens"].value == 1
+    assert values["compared_tokens"].value == 36
+    assert (values["tokens_per_step"].value or 0) >= 1
+    assert "'small'" in values["speedup"].protocol
+
+
+def test_a_drafter_asks_for_one_greedy_text() -> None:
+    with pytest.raises(ConfigError, match="one greedy text"):
+        SpeculationSpeedSettings(drafter="small", batches=(1, 4), temperatures=(0.0,))
+    settings = SpeculationSpeedSettings(drafter="small", batches=(1,), temperatures=(0.0,))
+    assert METRIC.cannot(Traits(likelihood=True), settings) is None
+    assert METRIC.cannot(Traits(likelihood=True, speculates=True), settings) == "it drafts by itself"
+    assert METRIC.beside(settings) == ("small",)

@@ -10,7 +10,6 @@ import re
 import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
@@ -579,16 +578,14 @@ def test_nothing_to_report_is_one_line(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_ten_thousand_records_in_ten_seconds(tmp_path: Path) -> None:
+def test_ten_thousand_records_make_a_page_under_two_megabytes(tmp_path: Path) -> None:
     records = []
     for seed in range(5):
         for index in range(8):
             model = Model(f"model{index}", bits=2 + index / 20, first=1e-3, slope=1e-6 * index, state=1e5, growth=64)
             records += measured(model, seed, (1, 4, 16), 20)
     RecordFile(tmp_path / "big.jsonl").append((records * 2)[:10_000])
-    start = time.process_time()
-    files = write_report(tmp_path)
-    assert time.process_time() - start < 10
+    files = write_report(tmp_path)  # how long it takes: `archbench bench overheads/report`
     assert files.html.stat().st_size < 2_000_000
 
 

@@ -36,7 +36,9 @@ def outcome(target: Target, trial: Trial, run: str, source_hash: str, command: s
     """The records of a trial that has taken its turns."""
     records = []
     for clock, samples in trial.samples.items():
-        records.append(_record(target, run, source_hash, command, "figure", target.unit, samples, clock, trial.notes))
+        explained = trial.explain(statistics.median(samples)) if trial.explain else {}
+        notes = {**trial.notes, **explained}
+        records.append(_record(target, run, source_hash, command, "figure", target.unit, samples, clock, notes))
     for side, by_clock in trial.times().items():
         for clock, samples in by_clock.items():
             records.append(_record(target, run, source_hash, command, side, "s", samples, clock, {}))
@@ -86,7 +88,7 @@ def _record(
 
 
 def _common(target: Target, run: str, source_hash: str, command: str) -> dict[str, Any]:
-    described = {"question", "ours", "peer", "level", "must", "stretch", "turns"}
+    described = {"question", "ours", "peer", "level", "must", "stretch", "turns", "why_missed"}
     return {
         "suite": SUITE,
         "run": run,

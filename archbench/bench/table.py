@@ -7,19 +7,21 @@ from typing import NamedTuple
 
 from archbench.record import Record
 
-HEADINGS = ("target", "ours", "peer", "figure", "must", "stretch", "verdict")
+HEADINGS = ("target", "level", "ours", "peer", "figure", "must", "stretch", "verdict", "notes")
 
 
 class Row(NamedTuple):
     """Texts in the order of HEADINGS; `question` says what is compared."""
 
     target: str
+    level: str
     ours: str
     peer: str
     figure: str
     must: str
     stretch: str
     verdict: str
+    notes: str
     question: str
 
 
@@ -59,14 +61,23 @@ def _row(record: Record, sides: dict[tuple[str, str], Record]) -> Row:
         figure += f" [{_short(record.low)}, {_short(record.high)}]"
     return Row(
         target=record.cell,
+        level=settings["level"],
         ours=_side(settings["ours"], sides.get((record.cell, "ours"))),
         peer=_side(settings["peer"], sides.get((record.cell, "peer"))),
         figure=figure,
         must=f"{sign} {_short(settings['must'])}",
         stretch="" if settings["stretch"] is None else f"{sign} {_short(settings['stretch'])}",
         verdict=verdict(record),
+        notes=_notes(record),
         question=settings["question"],
     )
+
+
+def _notes(record: Record) -> str:
+    """Figures beside the figure, and why a target was missed, where that is known."""
+    missed = record.value is not None and verdict(record) == "not met"
+    why = record.settings.get("why_missed", "") if missed else ""
+    return "; ".join(filter(None, [record.protocol, why]))
 
 
 def _side(name: str, seconds: Record | None) -> str:

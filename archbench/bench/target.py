@@ -27,6 +27,7 @@ class Target:
         unit: "x" for a ratio of times; else what the figure is.
         must, stretch: the figure to be reached, and the one to go for; None where there is only the first.
         better: which way is good.
+        why_missed: what is known of the cause where the target was missed; shown only then.
         turns: samples to take.
         seconds: about how long it takes on two cores, for the estimate.
         prepare: makes ready what is measured. Raises MissingExtra or UnsupportedError where it cannot be done here;
@@ -42,6 +43,7 @@ class Target:
     must: float
     stretch: float | None = None
     better: Literal["higher", "lower"] = "higher"
+    why_missed: str = ""
     turns: int = 11
     seconds: float = 10.0
     prepare: Callable[[], Trial]

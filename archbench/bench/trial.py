@@ -35,11 +35,12 @@ class Side:
 @dataclass(kw_only=True)
 class Race:
     """Two sides that take turns; `samples` holds a ratio a turn, by clock. `notes` are figures of the sides worth
-    printing, in words."""
+    printing, in words; `explain` says in words what the figure means for this pair."""
 
     ours: Side
     peer: Side
     notes: dict[str, str] = field(default_factory=dict)
+    explain: Callable[[float], Mapping[str, str]] | None = None
     samples: dict[str, list[float]] = field(default_factory=lambda: {clock: [] for clock in CLOCKS})
     _taken: list[dict[str, dict[str, float]]] = field(default_factory=list)
     _warm: bool = False
@@ -83,6 +84,7 @@ class Reading:
 
     take: Callable[[], float]
     notes: dict[str, str] = field(default_factory=dict)
+    explain: Callable[[float], Mapping[str, str]] | None = None
     samples: dict[str, list[float]] = field(default_factory=lambda: {"none": []})
 
     def turn(self) -> None:

@@ -22,6 +22,9 @@ such a tie, any other is unexplained, and there must be none. Sampled text has n
 Source: Leviathan et al. 2023, 2211.17192, section 3.3 and theorem 3.8 (walltime improvement, with drafting and
 verification in one measured cost); Gloeckle et al. 2024, table S2 (tokens per forward beside the speed-up).
 
+A byte model that does not draft by itself can be given a drafter: another cell of the run, with subwords or bytes
+(`archbench.drafting`; MambaByte's subword drafting, Wang et al. 2024, 2401.13660).
+
 Letters: b batch, p prompts, t time.
 """
 
@@ -30,18 +33,21 @@ from __future__ import annotations
 import statistics
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import ClassVar, NamedTuple
 
 import torch
 from jaxtyping import Int
 from torch import Generator, Tensor
 
+from archbench.checkpoint import load_model, load_own_codec
 from archbench.clocks import CLOCKS
+from archbench.drafting import Drafted
 from archbench.errors import ConfigError, UnsupportedError
 from archbench.generation import Writer, generate
 from archbench.metric import Measurement, Probe, Quantity, Sample, Subject, TimedMetric
 from archbench.metrics.latency import Stopwatch, quiet
-from archbench.model import Likelihood, Speculative, Traits
+from archbench.model import AutoregressiveModel, Likelihood, Speculative, Traits
 from archbench.prompts import Prompts, heldout_stream
 from archbench.sampling import GREEDY, Sampling
 
@@ -54,7 +60,8 @@ EXACTNESS = ("identical_tokens", "compared_tokens", "unexplained_differences")
 class SpeculationSpeedSettings:
     """Prompts of `context` tokens, `batches` rows at once, are continued by `new_tokens` at every one of the
     `temperatures` (0 is greedy). A sample also times `steps` single steps of each way. `prompts` greedy continuations
-    of `new_tokens` are compared token by token for each batch."""
+    of `new_tokens` are compared token by token for each batch. `drafter` is the label of the cell that drafts for
+    models that do not draft themselves; such text is greedy and one row."""
 
     context: int = 128
     new_tokens: int = 64
@@ -63,6 +70,7 @@ class SpeculationSpeedSettings:
     steps: int = 16
     prompts: int = 16
     repeats: int = 9
+    drafter: str | None = None
 
     def __post_init__(self) -> None:
         for name, least in (("context", 1), ("new_tokens", 1), ("steps", 2), ("prompts", 1), ("repeats", 1)):
@@ -74,6 +82,11 @@ class SpeculationSpeedSettings:
             raise ConfigError("speculation_speed.temperatures: []; needs one temperature at least (0 is greedy)")
         for temperature in self.temperatures:
             Sampling(temperature=temperature)
+        if self.drafter is not None and (set(self.batches) != {1} or any(self.temperatures)):
+            raise ConfigError(
+                f"speculation_speed.drafter: '{self.drafter}' drafts for one greedy text; set batches to [1] and "
+                "temperatures to [0]"
+            )
 
 
 class SpeculationSpeedMetric(TimedMetric):
@@ -108,19 +121,26 @@ class SpeculationSpeedMetric(TimedMetric):
     }
 
     def cannot(self, traits: Traits, settings: SpeculationSpeedSettings) -> str | None:
-        del settings
+        if settings.drafter is not None:
+            return "it drafts by itself" if traits.speculates else None
         if traits.speculates:
             return None
         tokens = "one token" if traits.stride == 1 else f"{traits.stride} tokens"
         return f"the model writes {tokens} a step by design: it does not draft"
 
+    def beside(self, settings: SpeculationSpeedSettings) -> tuple[str, ...]:
+        return () if settings.drafter is None else (settings.drafter,)
+
     def probes(self, subject: Subject, settings: SpeculationSpeedSettings) -> list[Probe | Measurement]:
         """One probe a batch and temperature, after the comparison of greedy texts. Raises UnsupportedError for a model
-        that does not draft, or when there is less held-out text than a prompt."""
-        if not isinstance(subject.model, Speculative):
+        that does not draft, or cannot with this drafter, or when there is less held-out text than a prompt."""
+        model: Writer = subject.model
+        if settings.drafter is not None:
+            model = drafted(subject, subject.beside[settings.drafter])
+        if not isinstance(model, Speculative):
             raise UnsupportedError("speculation_speed: the model does not draft (it is no Speculative)")
         prompts = Prompts(heldout_stream(subject.corpus, subject.codec, settings.context), subject.seed)
-        pair = Pair(subject.model, subject.model.plain(), prompts, subject.seed)
+        pair = Pair(model, model.plain(), prompts, subject.seed)
         found: list[Probe | Measurement] = []
         for batch in settings.batches:
             reason = _too_long(subject.traits.context_limit, pair, settings, batch)
@@ -136,6 +156,14 @@ class SpeculationSpeedMetric(TimedMetric):
                     sampler = _Sampler(pair, settings, batch, sampling)
                     found.append(Probe(at=at, sample=sampler, protocol=_how(settings)))
         return found
+
+
+def drafted(subject: Subject, folder: Path) -> Drafted:
+    """The subject's model with the drafter of a checkpoint folder. Raises UnsupportedError where they do not fit."""
+    verifier, drafter = subject.model, load_model(folder, subject.model.device)
+    if not isinstance(verifier, AutoregressiveModel) or not isinstance(drafter, AutoregressiveModel):
+        raise UnsupportedError(f"speculation_speed: {subject.label} and its drafter must both be next-token models")
+    return Drafted(verifier, drafter, load_own_codec(folder))
 
 
 class Run(NamedTuple):
@@ -309,9 +337,11 @@ def _label(sampling: Sampling) -> str:
 
 
 def _how(settings: SpeculationSpeedSettings) -> str:
+    drafts = "" if settings.drafter is None else f"drafts by the cell '{settings.drafter}'; "
     return (
-        f"pairs of continuations by {settings.new_tokens} tokens a row, who goes first alternates; break-even: medians "
-        f"of {settings.steps - 1} single steps of each way, taking turns; {torch.get_num_threads()} threads"
+        f"{drafts}pairs of continuations by {settings.new_tokens} tokens a row, who goes first alternates; "
+        f"break-even: medians of {settings.steps - 1} single steps of each way, taking turns; "
+        f"{torch.get_num_threads()} threads"
     )
 
 

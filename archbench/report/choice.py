@@ -21,6 +21,7 @@ from archbench.report.levels import best
 from archbench.report.pairs import difference
 from archbench.report.rows import Row
 from archbench.report.table import Column, Table, TableCell
+from archbench.report.verdict import conditions
 
 BYTES_PER_PARAMETER = 4
 STATE = "reset"
@@ -95,6 +96,15 @@ def decide(evidence: Evidence, need: Need) -> Decision:
     best, rest = ranked[0], ranked[1:]
     tied = tuple(c for c in rest if not _apart(evidence, best, c, len(rest)))
     return Decision(need=need, best=best, tied=tied, ranked=tuple(ranked), others=others)
+
+
+def matched_along(evidence: Evidence) -> tuple[str, ...]:
+    """Along which axes the rows that are chosen from are equal, a sentence a size."""
+    several = len(evidence.arenas) > 1
+    told = ["Rows of all sizes stand in one list: their sizes differ on purpose."] if several else []
+    for (size, _), rows in evidence.arenas.items():
+        told += conditions(evidence, rows, size)
+    return tuple(told)
 
 
 def contexts(evidence: Evidence) -> list[int]:
@@ -215,6 +225,7 @@ def decision_table(evidence: Evidence) -> Table | None:
         notes=(
             "Memory is 4 bytes a parameter and the state of one row; times are of one row on the machine named above. "
             "`archbench choose RUN --context C --memory M --ms-per-token T` answers any other need.",
+            *matched_along(evidence),
         ),
     )
 

@@ -18,6 +18,7 @@ from archbench.report.evidence import Evidence, Finding, freeze
 from archbench.report.grid import asked, coordinate
 from archbench.report.rows import Row
 from archbench.report.table import Column, Table, TableCell
+from archbench.report.verdict import equality
 from archbench.stats import CONFIDENCE, percentile_interval, resampled_ratios, wilson_interval
 
 METRICS = ("mbpp", "mbpp_mini")
@@ -69,9 +70,17 @@ def _table(evidence: Evidence, rows: Sequence[Row], notes: tuple[str, ...]) -> T
             "of a training, which the seeds' own values show. pass@k is the unbiased estimate.",
             "mbpp-mini is generated, and asks for combinations of operations that were trained in other combinations. "
             "It says nothing about MBPP, on which models of this size are expected to pass nothing.",
+            *_matched(evidence, rows),
             *notes,
         ),
     )
+
+
+def _matched(evidence: Evidence, rows: Sequence[Row]) -> list[str]:
+    """Along which axes the column "to the best" compares; nothing where it compares nothing."""
+    if len(rows) < 2 or len({row.arena for row in rows}) > 1:
+        return []
+    return [f"To the best: {equality(evidence, list(rows), 'rows are ')}"]
 
 
 def _points(evidence: Evidence, rows: Sequence[Row], metric: str) -> list[dict[str, Any]]:

@@ -16,6 +16,7 @@ from archbench.report.crossovers import crossover_table
 from archbench.report.drawing import Drawing, Omitted
 from archbench.report.energies import energy_table
 from archbench.report.evidence import Evidence
+from archbench.report.gates import gate_table
 from archbench.report.learning_figures import loss_curves, quality_against_flops
 from archbench.report.others import failures_table, other_table
 from archbench.report.overview import overview_table
@@ -117,7 +118,8 @@ def _of_trained(evidence: Evidence, everything: Evidence, designs: tuple[Table, 
     speculation = speculation_figure(evidence, looks)
     found += [speculation] if speculation else []
     found += [*skill_figures(evidence), *passkey_heatmaps(evidence)]
-    skills = [*skill_tables(evidence), *passkey_tables(evidence), *code_tables(evidence)]
+    gates = gate_table(evidence)
+    skills = [*skill_tables(evidence), *passkey_tables(evidence), *([gates] if gates else []), *code_tables(evidence)]
     remarks = [*skill_remarks(evidence), *passkey_remarks(evidence), *remarks]
     quality = quality_table(evidence)
     budgets = [budget_table(match, place) for place, match in matches]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pandas as pd
@@ -78,13 +78,15 @@ def against_context(
     evidence: Evidence, styles: dict[Row, Style], what: Quantity
 ) -> tuple[Drawing | Omitted, list[str]]:
     """The figure, and sentences about the crossovers of its first panel."""
-    panels = panels_of(evidence, what)
-    if not panels:
+    found_at = panels_of(evidence, what)
+    if not found_at:
         rows = evidence.architectures
         missing = [evidence.missing(row, what.metric, what.quantity, **what.at) for row in rows]
         return drawing.omitted(what.name, what.title, missing), []
+    panels = _by_size(found_at, what)
     keys = _chosen(list(panels))
     rows = [row for row in evidence.architectures if any(row in panels[key] for key in keys)]
+    styles, rows = _one_a_label(styles, rows) if len({row.size for row in rows}) > 1 else (styles, rows)
     figure, axes = drawing.canvas(len(keys), legend=[row.name for row in rows])
     found = {key: _crossings(panels[key], what.noisy) for key in keys}
     everything = [f for key in keys for curve in panels[key].values() for f in curve.values()]
@@ -96,12 +98,12 @@ def against_context(
         _curves(panel, panels[key], styles)
         drawing.context_axis(panel, [x for curve in panels[key].values() for x in curve])
         _mark(panel, found[key].marked)
-        if key is not None:
-            panel.set_title(f"{what.panel} {key}")
+        if key:
+            panel.set_title(key)
         if index == 0:
             panel.set_ylabel(what.axis)
     drawing.legend(figure, styles, rows)
-    at = f" at {what.panel} {keys[0]}" if len(keys) > 1 else ""
+    at = f" at {keys[0]}" if len(keys) > 1 else ""
     sentences = [_sentence(crossing, what.axis, at) for crossing in found[keys[0]].marked[:_MOST_SENTENCES]]
     sentences += _always_lowest(panels[keys[0]], what, at)
     return Drawing(
@@ -110,7 +112,7 @@ def against_context(
         caption=_caption(what, found, keys, list(panels)),
         alt=_alt(what, panels[keys[0]]),
         figure=figure,
-        data=_data(what, panels),
+        data=_data(what, found_at),
         wide=len(keys) > 1,
     ), sentences
 
@@ -129,7 +131,33 @@ def panels_of(evidence: Evidence, what: Quantity) -> dict[Any, Curves]:
     return dict(sorted(panels.items(), key=lambda item: (item[0] is not None, item[0])))
 
 
-def _chosen(keys: list[Any]) -> list[Any]:
+def _by_size(panels: dict[Any, Curves], what: Quantity) -> dict[str, Curves]:
+    """The curves of each panel by its title: one a size where there are several, since sizes are not compared."""
+    sizes = list(dict.fromkeys(row.size for curves in panels.values() for row in curves))
+    found: dict[str, Curves] = {}
+    for key, curves in panels.items():
+        for size in sizes:
+            words = [f"size {size}"] if len(sizes) > 1 else []
+            words += [f"{what.panel} {key}"] if key is not None and (len(panels) > 1 or len(sizes) == 1) else []
+            mine = {row: curve for row, curve in curves.items() if row.size == size}
+            if mine:
+                found[", ".join(words)] = mine
+    return found
+
+
+def _one_a_label(styles: dict[Row, Style], rows: list[Row]) -> tuple[dict[Row, Style], list[Row]]:
+    """One look and one line of the legend for all sizes of a label, unless a size has several rows of it."""
+    first: dict[str, Row] = {}
+    for row in rows:
+        first.setdefault(row.label, row)
+    if len({(row.label, row.size) for row in rows}) < len(rows):
+        return styles, rows
+    looks = {row: styles[first[row.label]] for row in rows}
+    entries = [replace(row, name=row.label) for row in first.values()]
+    return {**looks, **{entry: styles[first[entry.label]] for entry in entries}}, entries
+
+
+def _chosen(keys: list[str]) -> list[str]:
     """All panels, or the smallest, the middle and the largest."""
     return keys if len(keys) <= _MOST_PANELS else [keys[0], keys[len(keys) // 2], keys[-1]]
 
@@ -245,7 +273,7 @@ def _always_lowest(curves: Curves, what: Quantity, at: str) -> list[str]:
     return sentences
 
 
-def _caption(what: Quantity, found: dict[Any, _Crossovers], keys: list[Any], every: list[Any]) -> str:
+def _caption(what: Quantity, found: dict[str, _Crossovers], keys: list[str], every: list[str]) -> str:
     parts = ["Wall-clock medians; bands are intervals." if what.noisy else "Measured from the live state."]
     if any(found[key].marked for key in keys):
         parts.append(
@@ -253,7 +281,7 @@ def _caption(what: Quantity, found: dict[Any, _Crossovers], keys: list[Any], eve
             + ("; in brackets 95 % intervals." if what.noisy else ".")
         )
     for key in keys:
-        at = f"At {what.panel} {key}" if key is not None and len(keys) > 1 else ""
+        at = f"At {key}" if key and len(keys) > 1 else ""
         told = [
             f"{c.cheaper_after} below {c.cheaper_before} from {notation.tokens(c.x)}{between(c) and f' ({between(c)})'}"
             for c in found[key].marked
@@ -267,8 +295,7 @@ def _caption(what: Quantity, found: dict[Any, _Crossovers], keys: list[Any], eve
     if not any(c.marked or c.others or c.noise for c in found.values()):
         parts.append("No curves cross within the contexts measured.")
     if len(every) > len(keys):
-        left = [str(key) for key in every if key not in keys]
-        parts.append(f"Not drawn, but in the CSV: {what.panel} {notation.listed(left)}.")
+        parts.append(f"Not drawn, but in the CSV: {notation.listed([key for key in every if key not in keys])}.")
     return " ".join(parts)
 
 

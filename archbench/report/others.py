@@ -39,6 +39,7 @@ SHOWN_ELSEWHERE = {
         "speedup", "predicted_speedup", "break_even", "tokens_per_step", "time_per_token", "identical_tokens",
         "compared_tokens", "unexplained_differences",
     },
+    "gates": {"gate", "spread"},
     "speculation": {"tokens_per_step", "acceptance", "tokens_per_step_on_text", "distinct_8grams"},
 }  # fmt: skip
 """Metric -> quantities that the other tables and figures show."""

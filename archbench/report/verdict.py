@@ -155,11 +155,14 @@ def conditions(evidence: Evidence, rows: list[Row], size: str) -> tuple[str, ...
     have = [row for row in rows if evidence.find(row, "likelihood", "bits_per_byte", state=STATES[0]).value is not None]
     if len(have) < 2:
         return ()
-    matched = declared_and_matched(budget(evidence, rows), have)
-    told = (
-        f"At size {size} equal in {_equal(matched)}." if matched else f"At size {size} no declared budget is matched."
-    )
+    told = equality(evidence, have, f"At size {size} ")
     return (" ".join([told, *_resolution(evidence, have, STATES[0]), *_trials(evidence, have)]),)
+
+
+def equality(evidence: Evidence, rows: list[Row], place: str) -> str:
+    """`At size micro equal in training bytes (exactly).`, or that these rows are equal in nothing that was declared."""
+    matched = declared_and_matched(budget(evidence, rows), rows)
+    return f"{place}equal in {_equal(matched) if matched else 'no declared budget: a ranking is exploratory'}."
 
 
 def _ranking(evidence: Evidence, have: list[tuple[Row, Finding]], match: list[AxisMatch], state: str) -> str:

@@ -57,6 +57,37 @@ def _keeping(folder: tempfile.TemporaryDirectory[str], command: list[str]) -> Ca
     return take
 
 
+SUITE = """
+description: Two cells, and nothing to do but train them
+corpus: stdlib
+codec: bytes
+size: micro
+training: {budget: {bytes: 3_000_000}, context: 256, batch: 4, learning_rate: 4e-3}
+cells: [{architecture: transformer}, {architecture: mamba}]
+metrics: {training: {}}
+"""
+
+
+def _suite() -> Trial:
+    """Share of a run's wall time in which no model was trained: processes, text, checkpoints, records, the report."""
+    folder = tempfile.TemporaryDirectory(prefix="archbench-bench-")
+    suite = Path(folder.name) / "two_cells.yaml"
+    suite.write_text(SUITE, encoding="utf-8")
+    notes: dict[str, str] = {}
+
+    def take() -> float:
+        with tempfile.TemporaryDirectory(dir=folder.name) as out:
+            command = [sys.executable, "-m", "archbench.cli", "run", str(suite), "--out", out, "--workers", "1"]
+            wall = _seconds_of(command)
+            trained = sum(
+                found.value or 0.0 for found in record.read(record.newest(Path(out))) if found.quantity == "seconds"
+            )
+        notes["seconds"] = f"{wall:.0f}, of which training {trained:.0f}"
+        return (wall - trained) / wall
+
+    return Reading(take=take, notes=notes)
+
+
 def _judging() -> Trial:
     """Programs judged a second: reference solutions of mbpp-mini, each in a sandboxed process of its own."""
     asked = problems("test")
@@ -104,6 +135,18 @@ TARGETS = [
         turns=5,
         seconds=30,
         prepare=_judging,
+    ),
+    Target(
+        id="overheads/suite",
+        question="Which share of a suite's time is not spent on its models?",
+        ours="archbench run",
+        peer="training two small cells",
+        unit="of the time",
+        must=0.05,
+        better="lower",
+        turns=1,
+        seconds=150,
+        prepare=_suite,
     ),
     Target(
         id="overheads/report",

@@ -7,7 +7,7 @@ and take the same tensors: Hugging Face's channels-first as views. Work counts i
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -168,20 +168,46 @@ def our_ssd(level: str) -> Side:
 
 
 def their_ssd() -> Side:
-    """Hugging Face's chunked form in torch, at the chunk that suits a CPU. Raises MissingExtra without transformers."""
+    """Hugging Face's chunked form in torch. Raises MissingExtra without transformers."""
+    call = _their_ssd_scan()
+    tensors = their_ssd_inputs()
+
+    def forward() -> None:
+        with torch.no_grad():
+            call(*tensors)
+
+    return Side(call=forward, work=B * L * SSD_HEADS * SSD_WIDTH)
+
+
+def ssd_backward(scan: Callable[..., Tensor], tensors: Sequence[Tensor], times: int) -> Side:
+    """Forward and backward, to all tensors."""
+    tensors = [tensor.detach().clone().requires_grad_() for tensor in tensors]
+    gy = torch.ones(B, L, SSD_HEADS, SSD_WIDTH)
+
+    def call() -> None:
+        for _ in range(times):
+            torch.autograd.grad(scan(*tensors), tensors, gy)
+
+    return Side(call=call, work=times * B * L * SSD_HEADS * SSD_WIDTH)
+
+
+def _our_ssd_scan(level: str) -> Callable[..., Tensor]:
+    return lambda x, step, A, b, c: ssd(x, step, A, b, c, D=torch.ones(SSD_HEADS), backend=level)[0]
+
+
+def their_ssd_inputs() -> tuple[Tensor, ...]:
+    x, step, A, b, c = ssd_inputs()
+    return x, step.expm1().log(), A, b, c  # the inverse of the softplus that is part of their operation
+
+
+def _their_ssd_scan() -> Callable[..., Tensor]:
+    """At the chunk that suits a CPU."""
     try:
         from transformers.models.mamba2 import modeling_mamba2 as theirs
     except ImportError as error:
         raise MissingExtra(f"{error.name} is not installed; pip install 'archbench[dev]'") from None
     scan = getattr(theirs.mamba2_chunk_scan, "__wrapped__", theirs.mamba2_chunk_scan)
-    x, step, A, b, c = ssd_inputs()
-    raw = step.expm1().log()  # the inverse of the softplus that is part of their operation
-
-    def call() -> None:
-        with torch.no_grad():
-            scan(x, raw, A, b, c, chunk_size=64, D=torch.ones(SSD_HEADS), dt_softplus=True)
-
-    return Side(call=call, work=B * L * SSD_HEADS * SSD_WIDTH)
+    return lambda *tensors: scan(*tensors, chunk_size=64, D=torch.ones(SSD_HEADS), dt_softplus=True)
 
 
 # ---- decoding ----
@@ -293,6 +319,14 @@ TARGETS = [
         lambda: Race(ours=our_ssd("native"), peer=our_ssd("lean")), peer="lean",
     ),
     _target("ssd", "SSD with 64 states?", 3, lambda: Race(ours=our_ssd("native"), peer=their_ssd()), peer="HF"),
+    _target(
+        "ssd-backward", "SSD with 64 states, forward and backward?", 3,
+        lambda: Race(
+            ours=ssd_backward(_our_ssd_scan("native"), ssd_inputs(), 4),
+            peer=ssd_backward(_their_ssd_scan(), their_ssd_inputs(), 1),
+        ),
+        peer="HF", seconds=10.0,
+    ),
     _target(
         "ssd-scan", "SSD with 64 states a channel beside Mamba's scan with 16?", 1 / 1.2,
         lambda: Race(ours=our_ssd("native"), peer=forward(our_scan("native"), QUICK["native"])), peer="our scan",

@@ -8,6 +8,7 @@ on them.
 from __future__ import annotations
 
 import dataclasses
+import time
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -63,8 +64,9 @@ def our_step(architecture: str, config: Any, batch: int, context: int, precision
     return Step(run=run, tokens=batch * context, flops=batch * model.flops().training(context))
 
 
-def llama_step(config: TransformerConfig, batch: int, context: int, precision: str) -> Step:
-    """The same step of Hugging Face's Llama of this shape, with the attention that it takes by default.
+def llama_step(config: TransformerConfig, batch: int, context: int, precision: str, *, compiled: bool = False) -> Step:
+    """The same step of Hugging Face's Llama of this shape, with the attention that it takes by default; `compiled` is
+    forward and backward by torch.compile, which happens in the first call.
 
     Raises:
         MissingExtra: transformers is not installed.
@@ -89,8 +91,10 @@ def llama_step(config: TransformerConfig, batch: int, context: int, precision: s
         )
     )
 
+    forward = torch.compile(model) if compiled else model
+
     def loss_of(inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        return model(input_ids=inputs, labels=targets, shift_labels=targets).loss
+        return forward(input_ids=inputs, labels=targets, shift_labels=targets).loss
 
     return _their_step(model, loss_of, config.vocab_size, batch, context, precision)
 
@@ -140,6 +144,18 @@ def against_llama(d_model: int, n_layers: int, n_heads: int, batch: int, context
     ours = our_step("transformer", config, batch, context, precision)
     peer = llama_step(config, batch, context, precision)
     return Race(ours=_side(ours), peer=_side(peer), notes={"tokens a step": f"{ours.tokens:,}"})
+
+
+def against_compiled_llama(d_model: int, n_layers: int, n_heads: int, batch: int, context: int) -> Trial:
+    """As `against_llama`, with torch.compile on their side: two calls, since a second one may compile again."""
+    config = TransformerConfig(vocab_size=VOCAB, d_model=d_model, n_layers=n_layers, n_heads=n_heads)
+    ours = our_step("transformer", config, batch, context, "bf16-mixed")
+    peer = llama_step(config, batch, context, "bf16-mixed", compiled=True)
+    begin = time.perf_counter()
+    peer.run()
+    peer.run()
+    compiling = time.perf_counter() - begin
+    return Race(ours=_side(ours), peer=_side(peer), notes={"their compilation, not counted": f"{compiling:.0f} s"})
 
 
 def against_hf_mamba(architecture: str, d_model: int, batch: int, context: int) -> Trial:
@@ -315,6 +331,16 @@ def _heads(name: str, must: float, stretch: float, **options: Any) -> Target:
 TARGETS = [
     _llama("bf16", 4),
     _llama("bf16-2048", 8),
+    Target(
+        id="training/llama-compiled",
+        question="How fast is a bf16-mixed step at d 128, 8 layers, 4 x 256 bytes, against a compiled one?",
+        ours="transformer",
+        peer="HF Llama, torch.compile",
+        level="lean",
+        must=1.0,
+        seconds=120,
+        prepare=partial(against_compiled_llama, 128, 8, 2, 4, 256),
+    ),
     _peak(128, 2, 0.45, 0.55),
     _peak(256, 4, 0.60, 0.70),
     _mamba(512, 4, "fp32", 1.0),
