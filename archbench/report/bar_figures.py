@@ -9,7 +9,7 @@ from archbench.report import drawing, notation
 from archbench.report.budget import TOLERANCE, AxisMatch
 from archbench.report.drawing import Drawing, Omitted
 from archbench.report.evidence import Evidence, Finding, known
-from archbench.report.palette import Style
+from archbench.report.palette import Style, one_a_label
 from archbench.report.quality import ESTIMATORS, brier_window, deviation
 from archbench.report.rows import Row
 
@@ -25,7 +25,8 @@ def budget_strip(arenas: list[tuple[str, list[AxisMatch]]], styles: dict[Row, St
         return Omitted(name=name, title=title, reason="there is no second architecture to hold against the first")
     shown = several[:3]
     rows = list(dict.fromkeys(entry.row for _, match in shown for entry in match[0].contenders[1:]))
-    figure, panels = drawing.canvas(len(shown), legend=[row.name for row in rows], wide=True, height=3.4)
+    styles, entries = one_a_label(styles, rows)
+    figure, panels = drawing.canvas(len(shown), legend=[row.name for row in entries], wide=True, height=3.4)
     axes_names = [match.axis for match in shown[0][1]]
     extent = 0.0
     for panel, (place, match) in zip(panels, shown, strict=True):
@@ -51,12 +52,13 @@ def budget_strip(arenas: list[tuple[str, list[AxisMatch]]], styles: dict[Row, St
             panel.set_title(place)
     limit = next((step for step in _STEPS[1:] if step >= extent * 1.15), extent * 1.3)
     ticks = [step for step in _STEPS if step <= limit]
+    ticks = ticks if len(panels) < 3 else ticks[::2]  # narrow panels
     for panel in panels:
         panel.set_xlim(-min(limit * 1.3, 1.6), limit * 1.3)
         panel.xaxis.set_major_locator(FixedLocator([*(-t for t in ticks[::-1] if t <= 1), 0, *ticks]))
         panel.xaxis.set_minor_locator(NullLocator())
         panel.xaxis.set_major_formatter(FuncFormatter(lambda x, _: _tick(x)))
-    drawing.legend(figure, styles, rows, marks="points")
+    drawing.legend(figure, styles, entries, marks="points")
     data = pd.DataFrame(
         {
             "axis": axis.axis, "declared": axis.declared, "at": axis.note, "row": entry.row.name,

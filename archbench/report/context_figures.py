@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
@@ -14,7 +14,7 @@ from archbench.report.crossings import Crossing, crossings, on_floor
 from archbench.report.drawing import Drawing, Omitted
 from archbench.report.evidence import Evidence, Finding, known, separated
 from archbench.report.levels import compared
-from archbench.report.palette import Style
+from archbench.report.palette import Style, one_a_label
 from archbench.report.rows import Row
 
 _MOST_PANELS = 3
@@ -86,7 +86,7 @@ def against_context(
     panels = _by_size(found_at, what)
     keys = _chosen(list(panels))
     rows = [row for row in evidence.architectures if any(row in panels[key] for key in keys)]
-    styles, rows = _one_a_label(styles, rows) if len({row.size for row in rows}) > 1 else (styles, rows)
+    styles, rows = one_a_label(styles, rows)
     figure, axes = drawing.canvas(len(keys), legend=[row.name for row in rows])
     found = {key: _crossings(panels[key], what.noisy) for key in keys}
     everything = [f for key in keys for curve in panels[key].values() for f in curve.values()]
@@ -143,18 +143,6 @@ def _by_size(panels: dict[Any, Curves], what: Quantity) -> dict[str, Curves]:
             if mine:
                 found[", ".join(words)] = mine
     return found
-
-
-def _one_a_label(styles: dict[Row, Style], rows: list[Row]) -> tuple[dict[Row, Style], list[Row]]:
-    """One look and one line of the legend for all sizes of a label, unless a size has several rows of it."""
-    first: dict[str, Row] = {}
-    for row in rows:
-        first.setdefault(row.label, row)
-    if len({(row.label, row.size) for row in rows}) < len(rows):
-        return styles, rows
-    looks = {row: styles[first[row.label]] for row in rows}
-    entries = [replace(row, name=row.label) for row in first.values()]
-    return {**looks, **{entry: styles[first[entry.label]] for entry in entries}}, entries
 
 
 def _chosen(keys: list[str]) -> list[str]:

@@ -17,7 +17,8 @@ _PREAMBLE = re.compile(r"^.*?(?=<svg\b)", re.DOTALL)
 _METADATA = re.compile(r"<metadata>.*?</metadata>\s*", re.DOTALL)
 _STYLE = re.compile(r"<style\b.*?</style>\s*", re.DOTALL)
 _SIZE = re.compile(r'viewBox="0 0 ([0-9.]+) ([0-9.]+)"')
-_PATH = re.compile(r'\bd="[^"]*"')
+_PLACES = re.compile(r'\b(?:d|x|y)="[^"]*"|\btranslate\([^)]*\)')
+_IDLE = re.compile(r"<!--.*?-->|^[ \t]+|\n(?=\s*\n)", re.DOTALL | re.MULTILINE)
 _LONG_NUMBER = re.compile(r"(\.\d\d)\d+")
 _PIXELS_PER_POINT = 96 / 72
 
@@ -46,7 +47,8 @@ def inline_svg(svg: str, name: str, alt: str) -> Markup:
     """An SVG document as an element of a page.
 
     Its ids get the figure's name in front, as all figures number theirs alike and a page may have each id once. Its
-    style element would apply to the whole page; the page's own style sheet holds those two lines instead.
+    style element would apply to the whole page; the page's own style sheet holds those two lines instead. Places are
+    kept to a hundredth of a point, and what only people who read SVG need is left out: a page has a dozen figures.
     """
     size = _SIZE.search(svg)
     assert size, f"figure {name} has no viewBox"
@@ -55,7 +57,8 @@ def inline_svg(svg: str, name: str, alt: str) -> Markup:
     body = re.sub(r'\bid="', f'id="{name}-', body)
     body = re.sub(r'\b(?:xlink:)?href="#', f'href="#{name}-', body)
     body = body.replace("url(#", f"url(#{name}-")
-    body = _PATH.sub(lambda path: _LONG_NUMBER.sub(r"\1", path.group(0)), body)
+    body = _PLACES.sub(lambda place: _LONG_NUMBER.sub(r"\1", place.group(0)), body)
+    body = _IDLE.sub("", body).replace("DejaVuSans", "g")  # ids of glyphs, thousands of them
     opening = (
         f'<svg viewBox="{size.group(0)[9:-1]}" width="{width:.0f}" height="{height:.0f}" role="img" '
         f'aria-label="{escape(alt)}">'

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, MaxNLocator
@@ -10,11 +13,12 @@ from archbench.record import Record
 from archbench.report import drawing
 from archbench.report.drawing import Drawing, Omitted
 from archbench.report.evidence import Evidence, Finding, known
-from archbench.report.palette import Style
+from archbench.report.palette import Style, one_a_label
 from archbench.report.quality import STATES
 from archbench.report.rows import Row
 
 _MOST_PHASES = 3
+_BINS = 60
 
 
 def quality_against_flops(evidence: Evidence, styles: dict[Row, Style]) -> Drawing | Omitted:
@@ -112,7 +116,8 @@ def _point(axes: Axes, spent: Finding, bits: Finding, look: Style) -> None:
 
 
 def loss_curves(evidence: Evidence, styles: dict[Row, Style]) -> Drawing | Omitted:
-    """Training loss against bytes read; one panel a phase, as losses of different phases are different things."""
+    """Training loss against bytes read; a panel a phase, as losses of different phases are different things, and a
+    size where there are several: then sizes stand side by side."""
     name, title = "loss", "Training loss against bytes read"
     phases: dict[str, dict[Row, list[Record]]] = {}
     for row in evidence.architectures:
@@ -124,35 +129,46 @@ def loss_curves(evidence: Evidence, styles: dict[Row, Style]) -> Drawing | Omitt
         return drawing.omitted(name, title, [evidence.missing(row, "training", "loss") for row in rows])
     shown = list(phases)[:_MOST_PHASES]
     rows = [row for row in evidence.architectures if any(row in phases[phase] for phase in shown)]
-    figure, panels = drawing.canvas(len(shown), legend=[row.name for row in rows], share_y=False)
-    for panel, phase in zip(panels, shown, strict=True):
-        for index, (row, records) in enumerate(phases[phase].items()):
-            for record in records:
-                xs, ys = drawing.thin(record.along["bytes"], record.samples)
-                every = max(1, len(xs) // 6)
-                look = styles[row]
-                panel.plot(
-                    xs,
-                    ys,
-                    color=look.colour,
-                    linestyle=look.line,
-                    linewidth=1.4,
-                    alpha=0.9,
-                    marker=look.marker,
-                    markerfacecolor=look.face,
-                    markersize=4.5,
-                    markevery=(index * every // 4 % every, every),
-                )
-        _loss_range(panel, [s for records in phases[phase].values() for record in records for s in record.samples])
+    styles, entries = one_a_label(styles, rows)
+    sizes: list[str | None] = list(dict.fromkeys(row.size for row in rows)) if len(entries) < len(rows) else [None]
+    places = [(phase, size) for phase in shown for size in sizes]
+    across = len(sizes) if len(sizes) > 1 else None
+    figure, panels = drawing.canvas(len(places), [row.name for row in entries], share_y=False, across=across)
+    for panel, (phase, size) in zip(panels, places, strict=True):
+        here = {row: records for row, records in phases[phase].items() if size in (None, row.size)}
+        if not here:
+            panel.set_axis_off()
+            continue
+        for index, (row, records) in enumerate(here.items()):
+            xs, ys = _smoothed(records)
+            every = max(1, len(xs) // 6)
+            look = styles[row]
+            panel.plot(
+                xs,
+                ys,
+                color=look.colour,
+                linestyle=look.line,
+                linewidth=1.4,
+                alpha=0.9,
+                marker=look.marker,
+                markerfacecolor=look.face,
+                markersize=4.5,
+                markevery=(index * every // 4 % every, every),
+            )
+        _loss_range(panel, [s for records in here.values() for record in records for s in record.samples])
         panel.set_xlim(left=0)
         panel.xaxis.set_major_locator(MaxNLocator(5))
         panel.xaxis.set_major_formatter(FuncFormatter(lambda x, _: drawing.tick(x, "B")))
         panel.set_xlabel("training text read")
         panel.set_ylabel("loss (nats per token)")
-        if len(shown) > 1:
-            panel.set_title(f"phase {phase}")
-    drawing.legend(figure, styles, rows)
-    caption = "Each seed is one line; the first steps may lie above the frame. Compare only within a phase and a codec."
+        titles = [f"phase {phase}"] if len(shown) > 1 else []
+        titles += [f"size {size}"] if size is not None else []
+        panel.set_title(", ".join(titles))
+    drawing.legend(figure, styles, entries)
+    caption = (
+        f"Means over seeds and over {_BINS} equal stretches of the text; the first steps may lie above the frame. "
+        "Compare only within a phase and a codec. Every step of every seed is in the CSV."
+    )
     if len(phases) > len(shown):
         caption += f" Not drawn, but in the CSV: {', '.join(list(phases)[_MOST_PHASES:])}."
     data = pd.concat(
@@ -169,8 +185,17 @@ def loss_curves(evidence: Evidence, styles: dict[Row, Style]) -> Drawing | Omitt
         for row, records in phases[phase].items()
     )
     return Drawing(
-        name=name, title=title, caption=caption, alt=f"{title}: {ends}.", figure=figure, data=data, wide=len(shown) > 1
+        name=name, title=title, caption=caption, alt=f"{title}: {ends}.", figure=figure, data=data, wide=len(places) > 1
     )
+
+
+def _smoothed(records: Sequence[Record]) -> tuple[list[float], list[float]]:
+    """The mean loss of all seeds in equal stretches of the text read, at the mean place of their steps."""
+    xs = np.concatenate([record.along["bytes"] for record in records])
+    ys = np.concatenate([record.samples for record in records])
+    bins = np.minimum((xs / xs.max() * _BINS).astype(int), _BINS - 1)
+    filled = np.unique(bins)
+    return [float(xs[bins == b].mean()) for b in filled], [float(ys[bins == b].mean()) for b in filled]
 
 
 def _loss_range(panel: Axes, losses: list[float]) -> None:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from archbench.report.rows import Row
@@ -58,3 +58,16 @@ def styles(rows: Sequence[Row]) -> dict[Row, Style]:
             face=colour if nth == 0 else "white",
         )
     return looks
+
+
+def one_a_label(styles: dict[Row, Style], rows: Sequence[Row]) -> tuple[dict[Row, Style], list[Row]]:
+    """For figures with a panel a size: one look and one line of the legend for all sizes of a label, unless a size has
+    several rows of it. Returns looks of rows and entries, and the entries."""
+    first: dict[str, Row] = {}
+    for row in rows:
+        first.setdefault(row.label, row)
+    if len({row.size for row in rows}) < 2 or len({(row.label, row.size) for row in rows}) < len(rows):
+        return styles, list(rows)
+    looks = {row: styles[first[row.label]] for row in rows}
+    entries = [replace(row, name=row.label) for row in first.values()]
+    return {**looks, **{entry: styles[first[entry.label]] for entry in entries}}, entries

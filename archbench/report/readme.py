@@ -25,12 +25,19 @@ from archbench.papers import load_papers
 from archbench.record import newest, read
 from archbench.report.choice import decision_table
 from archbench.report.code import code_tables
+from archbench.report.correlation_figure import correlation_table
+from archbench.report.crossovers import crossover_table
+from archbench.report.energies import energy_table
 from archbench.report.evidence import Evidence
+from archbench.report.latencies import latency_tables
 from archbench.report.markdown import escape, table_lines
 from archbench.report.overview import overview_table
 from archbench.report.paper_costs import summary
 from archbench.report.passkey import passkey_tables
 from archbench.report.quality import quality_table
+from archbench.report.scalings import scaling_tables, scalings
+from archbench.report.skills import skill_tables
+from archbench.report.speculation import speculation_tables
 from archbench.report.table import Table
 from archbench.report.verdict import headline, subtitle
 
@@ -112,6 +119,36 @@ def _measures(results: Path, root: Path) -> str:
     return _tables(found, evidence, results, root)
 
 
+def _skills(results: Path, root: Path) -> str:
+    evidence = Evidence(read(newest(results)))
+    return _tables(skill_tables(evidence), evidence, results, root)
+
+
+def _speculation(results: Path, root: Path) -> str:
+    """What a step writes, and where drafting pays."""
+    evidence = Evidence(read(newest(results)))
+    return _tables(speculation_tables(evidence), evidence, results, root)
+
+
+def _serving(results: Path, root: Path) -> str:
+    """Times over contexts and batches, energy where there is any, and which architectures change places."""
+    evidence = Evidence(read(newest(results)))
+    found = [*latency_tables(evidence), energy_table(evidence), crossover_table(evidence)]
+    told = [text for text in found if isinstance(text, str)]
+    tables = [table for table in found if isinstance(table, Table)]
+    return _tables(tables, evidence, results, root, [*told, *_pictures(results, root, FIGURES[1:])])
+
+
+def _correlation(results: Path, root: Path) -> str:
+    evidence = Evidence(read(newest(results)))
+    return _tables([correlation_table(evidence)], evidence, results, root)
+
+
+def _scaling(results: Path, root: Path) -> str:
+    evidence = Evidence(read(newest(results)))
+    return _tables(scaling_tables(evidence, scalings(evidence)), evidence, results, root)
+
+
 def _costs(results: Path, root: Path) -> str:
     evidence = Evidence(read(newest(results)))
     return "\n".join([*summary(evidence, load_papers()), _made_by(evidence, results, root)])
@@ -173,6 +210,11 @@ PARTS: Mapping[str, Callable[[Path, Path], str]] = {
     "passkey": _passkey,
     "code": _code,
     "measures": _measures,
+    "skills": _skills,
+    "speculation": _speculation,
+    "serving": _serving,
+    "correlation": _correlation,
+    "scaling": _scaling,
     "costs": _costs,
     "bench": _bench,
     "claims": _claims,

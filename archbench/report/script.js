@@ -6,7 +6,9 @@ for (const table of document.querySelectorAll("table.sortable")) {
   heads.forEach((head, column) => {
     head.querySelector("button").addEventListener("click", () => {
       const up = head.getAttribute("aria-sort") !== "ascending";
-      const keys = new Map([...body.rows].map((row) => [row, row.cells[column].dataset.sort]));
+      const words = (cell) => (cell.classList.contains("number") ? undefined : cell.querySelector(".value")?.textContent);
+      const key = (cell) => cell.dataset.sort ?? words(cell);
+      const keys = new Map([...body.rows].map((row) => [row, key(row.cells[column])]));
       const given = [...keys.values()].filter((key) => key !== undefined);
       const numeric = given.every((key) => key !== "" && !Number.isNaN(Number(key)));
       const compare = (a, b) => (numeric ? Number(a) - Number(b) : a.localeCompare(b, "en", { numeric: true }));
