@@ -141,3 +141,40 @@ def test_cells_that_differ_need_names_that_differ(write):
     twin = BASE.replace("cells:\n", "cells:\n  - {architecture: transformer, training: {learning_rate: 1e-3}}\n")
     with pytest.raises(ArchbenchError, match="two different cells are called 'transformer/nano/seed0'"):
         plan_of(write(twin))
+
+
+DRAFTED = """
+size: nano
+seeds: [0, 1]
+training: {budget: {bytes: 20_000}, context: 32, batch: 4}
+cells:
+  - {architecture: mamba, label: of bytes}
+  - {architecture: mamba, label: small, model: {d_state: 8}, metrics: [training]}
+metrics:
+  training: {}
+  speculation_speed: {drafter: small, batches: [1], temperatures: [0.0]}
+"""
+
+
+def test_a_metric_that_needs_another_cell_gets_the_one_of_its_seed(write):
+    plan = plan_of(write(DRAFTED))
+    addresses = {(cell.label, cell.seed): cell.address for cell in plan.cells}
+    jobs = {job.cell.seed: job for job in plan.jobs if job.metric == "speculation_speed"}
+    for seed in (0, 1):
+        assert jobs[seed].beside == {"small": addresses["small", seed]} and jobs[seed].reason is None
+    other = plan_of(write(DRAFTED.replace("d_state: 8", "d_state: 4")))
+    changed = {job.cell.seed: job for job in other.jobs if job.metric == "speculation_speed"}
+    assert changed[0].id != jobs[0].id, "what another drafter gave is not carried over"
+    own = plan_of(write(DRAFTED.replace(", metrics: [training]", "")))
+    reasons = {job.cell.label: job.reason for job in own.jobs if job.metric == "speculation_speed"}
+    assert reasons == {"of bytes": None, "small": "the other cells' speculation_speed needs it"}
+
+
+def test_a_metric_that_needs_a_cell_that_is_not_there_says_so(write):
+    message = "mine.yaml: metrics.speculation_speed: cell 'smal' is not in this run; did you mean 'small'"
+    with pytest.raises(ArchbenchError, match=message):
+        plan_of(write(DRAFTED.replace("drafter: small", "drafter: smal")))
+    with pytest.raises(ArchbenchError, match="cell 'small' is not in this run"):
+        plan_of(write(DRAFTED), only=["of bytes"])
+    with pytest.raises(ArchbenchError, match="cell 'small': 2 cells are called so"):
+        plan_of(write(DRAFTED.replace("size: nano", "grid: {size: [nano, micro]}")))
