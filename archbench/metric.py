@@ -55,13 +55,20 @@ class Measurement:
     """The level each operation ran at, where it was looked at for this value alone."""
 
 
+class Companion(NamedTuple):
+    """Another trained cell that a metric needs, on the same device."""
+
+    model: SequenceModel
+    codec: Codec
+
+
 @dataclass(frozen=True, kw_only=True)
 class Subject:
     """A trained cell, as metrics see it. The model is in eval mode on the device it will be measured on.
 
     `context` and `batch` are those of its training windows, in tokens and rows; `folder` is its checkpoint's folder;
     `seed` seeds every draw a metric makes; `exercise` is the task it was trained on, None for the corpus's text;
-    `beside` are the checkpoint folders of the other cells that a timed metric asked for, by label.
+    `beside` are the other cells that a timed metric asked for, by label.
     """
 
     label: str
@@ -77,7 +84,7 @@ class Subject:
     seed: int
     folder: Path
     exercise: Exercise | None = None
-    beside: Mapping[str, Path] = field(default_factory=dict)
+    beside: Mapping[str, Companion] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -34,7 +34,7 @@ from archbench.data.examples import Examples
 from archbench.data.windows import Windows, tokenize
 from archbench.environment import describe
 from archbench.errors import ArchbenchError, CheckpointError
-from archbench.metric import Design, Measurement, Subject
+from archbench.metric import Companion, Design, Measurement, Subject
 from archbench.model import SequenceModel
 from archbench.ops import backends
 from archbench.parse import parse
@@ -194,7 +194,8 @@ def _time_together(task: dict[str, Any], emit: Emit) -> None:
             cell = Cell.from_dict(job["cell"])
             try:
                 subject = _subject(cell, Path(task["checkpoints"]) / job["address"], task["device"])
-                beside = {label: Path(task["checkpoints"]) / address for label, address in job["beside"].items()}
+                folders = {label: Path(task["checkpoints"]) / address for label, address in job["beside"].items()}
+                beside = {label: _companion(folder, task["device"]) for label, folder in folders.items()}
                 subjects[job["id"]] = dataclasses.replace(subject, beside=beside)
             except Exception as error:
                 emit({"event": "failed", "job": job["id"], "reason": _reason(error)})
@@ -225,6 +226,10 @@ def _subject(cell: Cell, folder: Path, device: str) -> Subject:
         folder=folder,
         exercise=cell.training.task,
     )
+
+
+def _companion(folder: Path, device: str) -> Companion:
+    return Companion(checkpoint.load_model(folder, _device(device)), checkpoint.load_own_codec(folder))
 
 
 def _device(wish: str) -> torch.device:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,15 +10,14 @@ import torch
 from tiny_subject import built, made_up_text, subject_of
 from torch import Generator, Tensor
 
-from archbench import checkpoint, registry
+from archbench import registry
 from archbench.clocks import CLOCKS
 from archbench.codec import ByteCodec, train_bpe
 from archbench.data.corpus import Corpus
 from archbench.data.document import Document
 from archbench.drafting import Drafted
 from archbench.errors import ConfigError, UnsupportedError
-from archbench.history import History
-from archbench.metric import Measurement, Probe, Subject
+from archbench.metric import Companion, Measurement, Probe, Subject
 from archbench.metrics.speculation_speed import METRIC, Pair, SpeculationSpeedSettings, compare
 from archbench.model import Emission, FlopFormulas, Likelihood, Phase, SequenceModel, Speculative, Traits
 from archbench.prompts import Prompts, heldout_stream
@@ -244,16 +242,13 @@ def test_impossible_settings_are_refused(bad: dict[str, Any]) -> None:
         SpeculationSpeedSettings(**bad)
 
 
-def test_a_cell_of_its_run_drafts_for_a_byte_model(tmp_path: Path) -> None:
-    """The drafter is read from its checkpoint; greedy text is the byte model's own, and the record names who drafts."""
+def test_a_cell_of_its_run_drafts_for_a_byte_model() -> None:
+    """Greedy text is the byte model's own, and the record names who drafts."""
     codec = train_bpe([Document("text", made_up_text())], 300)
     found = registry.architecture("mamba")
     config = found.config(vocab_size=codec.vocab_size, d_model=16, n_layers=1)
-    drafter = found.build(config, torch.Generator().manual_seed(1))
-    checkpoint.save(
-        tmp_path / "drafter", "mamba", config, drafter.state_dict(), codec=codec, origin={}, history=History()
-    )
-    subject = dataclasses.replace(built("mamba", d_model=16, n_layers=1), beside={"small": tmp_path / "drafter"})
+    drafter = found.build(config, torch.Generator().manual_seed(1)).eval()
+    subject = dataclasses.replace(built("mamba", d_model=16, n_layers=1), beside={"small": Companion(drafter, codec)})
     settings = SpeculationSpeedSettings(
         drafter="small", context=16, new_tokens=12, batches=(1,), temperatures=(0.0,), steps=3, prompts=3, repeats=2
     )

@@ -33,19 +33,17 @@ from __future__ import annotations
 import statistics
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import ClassVar, NamedTuple
 
 import torch
 from jaxtyping import Int
 from torch import Generator, Tensor
 
-from archbench.checkpoint import load_model, load_own_codec
 from archbench.clocks import CLOCKS
 from archbench.drafting import Drafted
 from archbench.errors import ConfigError, UnsupportedError
 from archbench.generation import Writer, generate
-from archbench.metric import Measurement, Probe, Quantity, Sample, Subject, TimedMetric
+from archbench.metric import Companion, Measurement, Probe, Quantity, Sample, Subject, TimedMetric
 from archbench.metrics.latency import Stopwatch, quiet
 from archbench.model import AutoregressiveModel, Likelihood, Speculative, Traits
 from archbench.prompts import Prompts, heldout_stream
@@ -158,12 +156,11 @@ class SpeculationSpeedMetric(TimedMetric):
         return found
 
 
-def drafted(subject: Subject, folder: Path) -> Drafted:
-    """The subject's model with the drafter of a checkpoint folder. Raises UnsupportedError where they do not fit."""
-    verifier, drafter = subject.model, load_model(folder, subject.model.device)
-    if not isinstance(verifier, AutoregressiveModel) or not isinstance(drafter, AutoregressiveModel):
+def drafted(subject: Subject, drafter: Companion) -> Drafted:
+    """The subject's model with a drafter. Raises UnsupportedError where they do not fit."""
+    if not isinstance(subject.model, AutoregressiveModel) or not isinstance(drafter.model, AutoregressiveModel):
         raise UnsupportedError(f"speculation_speed: {subject.label} and its drafter must both be next-token models")
-    return Drafted(verifier, drafter, load_own_codec(folder))
+    return Drafted(subject.model, drafter.model, drafter.codec)
 
 
 class Run(NamedTuple):

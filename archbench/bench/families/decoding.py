@@ -166,7 +166,7 @@ def forced_speculation(
         peer=_stepping(model.plain(), level, steps, steps),
         notes={"tokens a step": f"{tau:g}, forced"},
         explain=lambda figure: {
-            "a drafting step costs": f"{tau / figure:.2f} plain ones, so many tokens it must write"
+            "a drafting step costs": f"{tau / figure:.2f} plain ones; it pays if a step writes more tokens than that"
         },
     )
 
