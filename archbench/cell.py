@@ -32,9 +32,9 @@ _TRAINED_BY = (
 _TAUGHT_BY = ("task.py", "curriculum.py", "tasks/*.py")
 _MEASURED_BY = (
     "clocks.py", "stats.py", "power.py", "task.py", "tasks/*.py", "flops.py", "operators.py", "roofline.py",
-    "generation.py", "prompts.py", "haystack.py", "examination.py", "projection.py", "coding.py", "completions.py",
-    "data/mbpp*.py", "data/problem*.py", "sandbox/**/*.py", "levels.py", "timing.py", "metric.py", "metrics/*.py",
-    "history.py",
+    "generation.py", "drafting.py", "prompts.py", "haystack.py", "examination.py", "projection.py", "coding.py",
+    "completions.py", "data/mbpp*.py", "data/problem*.py", "sandbox/**/*.py", "levels.py", "timing.py", "metric.py",
+    "metrics/*.py", "history.py",
 )  # fmt: skip
 
 

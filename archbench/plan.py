@@ -58,7 +58,8 @@ class Plan:
     @property
     def trained_cells(self) -> list[Cell]:
         """The cells that must be trained, each once; the others are pretrained, or need no weights."""
-        asked = {job.cell.address for job in self.jobs if job.trained and job.reason is None}
+        open_ = [job for job in self.jobs if job.trained and job.reason is None]
+        asked = {address for job in open_ for address in (job.cell.address, *job.beside.values())}
         found = {cell.address: cell for cell in self.cells if cell.address in asked and not cell.pretrained}
         return list(found.values())
 
@@ -130,7 +131,8 @@ def _beside(suite: Suite, cells: Sequence[Cell], cell: Cell, metric: _AnyMetric,
     """Addresses of the cells that a metric needs to measure `cell`, by label."""
     found = {}
     for label in metric.beside(settings) if isinstance(metric, TimedMetric) else ():
-        fitting = [other.address for other in cells if (other.label, other.seed) == (label, cell.seed)]
+        same_seed = [other for other in cells if other.pretrained or other.seed == cell.seed]
+        fitting = [other.address for other in same_seed if other.label == label]
         where = f"{suite.path}: metrics.{metric.name}: cell '{label}'"
         if not fitting:
             raise SuiteError(f"{where} is not in this run; {suggestion(label, {other.label for other in cells})}")

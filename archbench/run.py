@@ -221,7 +221,9 @@ class _Run:
         return [job for job in self.open.values() if job.trained and job.cell.address == address and job.timed == timed]
 
     def _untrained(self, cell: Any) -> bool:
-        return bool(self._pending(cell.address, timed=True)) and not is_complete(self.checkpoints / cell.address)
+        needed = any(cell.address in job.beside.values() for job in self.open.values())
+        asked = needed or bool(self._pending(cell.address, timed=True))
+        return asked and not is_complete(self.checkpoints / cell.address)
 
     def _cell_task(self, address: str) -> Task:
         jobs = self._pending(address, timed=False)

@@ -168,6 +168,8 @@ def test_a_metric_that_needs_another_cell_gets_the_one_of_its_seed(write):
     own = plan_of(write(DRAFTED.replace(", metrics: [training]", "")))
     reasons = {job.cell.label: job.reason for job in own.jobs if job.metric == "speculation_speed"}
     assert reasons == {"of bytes": None, "small": "the other cells' speculation_speed needs it"}
+    alone = plan_of(write(DRAFTED.replace("metrics: [training]", "metrics: [speculation_speed]")))
+    assert {cell.label for cell in alone.trained_cells} == {"of bytes", "small"}, "it is trained for the others' sake"
 
 
 def test_a_metric_that_needs_a_cell_that_is_not_there_says_so(write):

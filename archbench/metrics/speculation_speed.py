@@ -130,15 +130,19 @@ class SpeculationSpeedMetric(TimedMetric):
         return () if settings.drafter is None else (settings.drafter,)
 
     def probes(self, subject: Subject, settings: SpeculationSpeedSettings) -> list[Probe | Measurement]:
-        """One probe a batch and temperature, after the comparison of greedy texts. Raises UnsupportedError for a model
-        that does not draft, or cannot with this drafter, or when there is less held-out text than a prompt."""
+        """One probe a batch and temperature, after the comparison of greedy texts; reasons where the model and its
+        drafter do not fit. Raises UnsupportedError for a model that does not draft by itself and has no drafter, or
+        when there is less held-out text than a prompt."""
         model: Writer = subject.model
         if settings.drafter is not None:
-            model = drafted(subject, subject.beside[settings.drafter])
+            try:
+                model = drafted(subject, subject.beside[settings.drafter])
+            except UnsupportedError as error:
+                return [Measurement(quantity=name, value=None, reason=str(error)) for name in self.quantities]
         if not isinstance(model, Speculative):
             raise UnsupportedError("speculation_speed: the model does not draft (it is no Speculative)")
         prompts = Prompts(heldout_stream(subject.corpus, subject.codec, settings.context), subject.seed)
-        pair = Pair(model, model.plain(), prompts, subject.seed)
+        pair = Pair(model, model.plain(), prompts, subject.seed, even=settings.drafter is None)
         found: list[Probe | Measurement] = []
         for batch in settings.batches:
             reason = _too_long(subject.traits.context_limit, pair, settings, batch)
@@ -173,12 +177,14 @@ class Run(NamedTuple):
 
 @dataclass
 class Pair:
-    """Two ways of writing with the same weights, and the prompts that both continue."""
+    """Two ways of writing with the same weights, and the prompts that both continue. `even` says that every
+    speculative step costs the same, so that a median of steps is fair to them; else it is the mean."""
 
     speculative: Writer
     plain: Writer
     prompts: Prompts
     seed: int
+    even: bool = True
     _generators: dict[int, Generator] = field(default_factory=dict)
 
     def take(self, batch: int, n: int) -> Int[Tensor, "b t"]:
@@ -205,8 +211,9 @@ class Pair:
     def break_even(
         self, tokens: Int[Tensor, "b t"], n_steps: int, sampling: Sampling, speculative_first: bool
     ) -> dict[str, float]:
-        """Median seconds of a speculative step over those of a plain step, by clock. The steps take turns, each way
+        """Seconds of a speculative step over the median of a plain one's, by clock. The steps take turns, each way
         going on from its own; the first of each warms up."""
+        typical = statistics.median if self.even else statistics.mean
         ways = (self.speculative, self.plain) if speculative_first else (self.plain, self.speculative)
         taken: dict[int, list[Mapping[str, float]]] = {id(way): [] for way in ways}
         with torch.inference_mode():
@@ -219,7 +226,7 @@ class Pair:
                         counts.tolist()
                     taken[id(way)].append(watch.seconds)
         return {
-            clock: statistics.median(seconds[clock] for seconds in taken[id(self.speculative)][1:])
+            clock: typical([seconds[clock] for seconds in taken[id(self.speculative)][1:]])
             / statistics.median(seconds[clock] for seconds in taken[id(self.plain)][1:])
             for clock in CLOCKS
         }
@@ -337,7 +344,8 @@ def _how(settings: SpeculationSpeedSettings) -> str:
     drafts = "" if settings.drafter is None else f"drafts by the cell '{settings.drafter}'; "
     return (
         f"{drafts}pairs of continuations by {settings.new_tokens} tokens a row, who goes first alternates; "
-        f"break-even: medians of {settings.steps - 1} single steps of each way, taking turns; "
+        f"break-even: {'medians' if settings.drafter is None else 'mean (speculative) and median (plain)'} of "
+        f"{settings.steps - 1} single steps of each way, taking turns; "
         f"{torch.get_num_threads()} threads"
     )
 

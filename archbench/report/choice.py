@@ -100,10 +100,10 @@ def decide(evidence: Evidence, need: Need) -> Decision:
 
 def matched_along(evidence: Evidence) -> tuple[str, ...]:
     """Along which axes the rows that are chosen from are equal, a sentence a size."""
-    several = len(evidence.arenas) > 1
-    told = ["Rows of all sizes stand in one list: their sizes differ on purpose."] if several else []
-    for (size, _), rows in evidence.arenas.items():
-        told += conditions(evidence, rows, size)
+    sizes, corpora = ({arena[i] for arena in evidence.arenas} for i in (0, 1))
+    told = ["Rows of all sizes stand in one list: their sizes differ on purpose."] if len(sizes) > 1 else []
+    for (size, corpus), rows in evidence.arenas.items():
+        told += conditions(evidence, rows, f"{size}, {corpus}" if len(corpora) > 1 else size)
     return tuple(told)
 
 

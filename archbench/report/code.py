@@ -78,7 +78,13 @@ def _table(evidence: Evidence, rows: Sequence[Row], notes: tuple[str, ...]) -> T
 
 def _matched(evidence: Evidence, rows: Sequence[Row]) -> list[str]:
     """Along which axes the column "to the best" compares; nothing where it compares nothing."""
-    if len(rows) < 2 or len({row.arena for row in rows}) > 1:
+    compared = any(
+        _best(evidence, having, metric, at)
+        for metric in METRICS
+        for having in [[row for row in rows if evidence.planned(row, metric)]]
+        for at in _points(evidence, having, metric)
+    )
+    if not compared:
         return []
     return [f"To the best: {equality(evidence, list(rows), 'rows are ')}"]
 

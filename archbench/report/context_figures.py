@@ -77,14 +77,17 @@ Curves = dict[Row, dict[float, Finding]]
 def against_context(
     evidence: Evidence, styles: dict[Row, Style], what: Quantity
 ) -> tuple[Drawing | Omitted, list[str]]:
-    """The figure, and sentences about the crossovers of its first panel."""
+    """The figure, and sentences about the crossovers of its first panel, or of every size where there are several."""
     found_at = panels_of(evidence, what)
     if not found_at:
         rows = evidence.architectures
         missing = [evidence.missing(row, what.metric, what.quantity, **what.at) for row in rows]
         return drawing.omitted(what.name, what.title, missing), []
     panels = _by_size(found_at, what)
-    keys = _chosen(list(panels))
+    several = len({row.size for curves in panels.values() for row in curves}) > 1
+    smallest = list(_by_size(dict([next(iter(found_at.items()))]), what))
+    keys = _chosen(smallest if several else list(panels))
+    told = [key for key in keys if key in smallest]
     rows = [row for row in evidence.architectures if any(row in panels[key] for key in keys)]
     styles, rows = one_a_label(styles, rows)
     figure, axes = drawing.canvas(len(keys), legend=[row.name for row in rows])
@@ -103,14 +106,17 @@ def against_context(
         if index == 0:
             panel.set_ylabel(what.axis)
     drawing.legend(figure, styles, rows)
-    at = f" at {keys[0]}" if len(keys) > 1 else ""
-    sentences = [_sentence(crossing, what.axis, at) for crossing in found[keys[0]].marked[:_MOST_SENTENCES]]
-    sentences += _always_lowest(panels[keys[0]], what, at)
+    sentences = []
+    for key in told:
+        at = f" at {key}" if len(keys) > 1 else ""
+        most = max(1, _MOST_SENTENCES // len(told))
+        sentences += [_sentence(crossing, what.axis, at) for crossing in found[key].marked[:most]]
+        sentences += _always_lowest(panels[key], what, at)
     return Drawing(
         name=what.name,
         title=what.title,
         caption=_caption(what, found, keys, list(panels)),
-        alt=_alt(what, panels[keys[0]]),
+        alt=_alt(what, {row: curve for key in told for row, curve in panels[key].items()}),
         figure=figure,
         data=_data(what, found_at),
         wide=len(keys) > 1,
@@ -138,7 +144,7 @@ def _by_size(panels: dict[Any, Curves], what: Quantity) -> dict[str, Curves]:
     for key, curves in panels.items():
         for size in sizes:
             words = [f"size {size}"] if len(sizes) > 1 else []
-            words += [f"{what.panel} {key}"] if key is not None and (len(panels) > 1 or len(sizes) == 1) else []
+            words += [f"{what.panel} {key}"] if key is not None else []
             mine = {row: curve for row, curve in curves.items() if row.size == size}
             if mine:
                 found[", ".join(words)] = mine

@@ -117,7 +117,7 @@ def _point(axes: Axes, spent: Finding, bits: Finding, look: Style) -> None:
 
 def loss_curves(evidence: Evidence, styles: dict[Row, Style]) -> Drawing | Omitted:
     """Training loss against bytes read; a panel a phase, as losses of different phases are different things, and a
-    size where there are several: then sizes stand side by side."""
+    size where labels come in several: then sizes stand side by side."""
     name, title = "loss", "Training loss against bytes read"
     phases: dict[str, dict[Row, list[Record]]] = {}
     for row in evidence.architectures:
@@ -139,8 +139,8 @@ def loss_curves(evidence: Evidence, styles: dict[Row, Style]) -> Drawing | Omitt
         if not here:
             panel.set_axis_off()
             continue
-        for index, (row, records) in enumerate(here.items()):
-            xs, ys = _smoothed(records)
+        curves = {row: _smoothed(records) for row, records in here.items()}
+        for index, (row, (xs, ys)) in enumerate(curves.items()):
             every = max(1, len(xs) // 6)
             look = styles[row]
             panel.plot(
@@ -155,7 +155,7 @@ def loss_curves(evidence: Evidence, styles: dict[Row, Style]) -> Drawing | Omitt
                 markersize=4.5,
                 markevery=(index * every // 4 % every, every),
             )
-        _loss_range(panel, [s for records in here.values() for record in records for s in record.samples])
+        _loss_range(panel, [y for _, ys in curves.values() for y in ys])
         panel.set_xlim(left=0)
         panel.xaxis.set_major_locator(MaxNLocator(5))
         panel.xaxis.set_major_formatter(FuncFormatter(lambda x, _: drawing.tick(x, "B")))
@@ -166,8 +166,8 @@ def loss_curves(evidence: Evidence, styles: dict[Row, Style]) -> Drawing | Omitt
         panel.set_title(", ".join(titles))
     drawing.legend(figure, styles, entries)
     caption = (
-        f"Means over seeds and over {_BINS} equal stretches of the text; the first steps may lie above the frame. "
-        "Compare only within a phase and a codec. Every step of every seed is in the CSV."
+        f"Means over seeds and over {_BINS} equal stretches of the phase's text; the first may lie above the frame. "
+        "Compare only within a phase and a codec. Every logged point of every seed is in the CSV."
     )
     if len(phases) > len(shown):
         caption += f" Not drawn, but in the CSV: {', '.join(list(phases)[_MOST_PHASES:])}."
@@ -180,7 +180,7 @@ def loss_curves(evidence: Evidence, styles: dict[Row, Style]) -> Drawing | Omitt
         ]
     )
     ends = "; ".join(
-        f"{row.name} ends phase {phase} at {records[0].samples[-1]:.3f}"
+        f"{row.name} ends phase {phase} at {_smoothed(records)[1][-1]:.3f}"
         for phase in shown
         for row, records in phases[phase].items()
     )
@@ -193,7 +193,8 @@ def _smoothed(records: Sequence[Record]) -> tuple[list[float], list[float]]:
     """The mean loss of all seeds in equal stretches of the text read, at the mean place of their steps."""
     xs = np.concatenate([record.along["bytes"] for record in records])
     ys = np.concatenate([record.samples for record in records])
-    bins = np.minimum((xs / xs.max() * _BINS).astype(int), _BINS - 1)
+    share = (xs - xs.min()) / max(xs.max() - xs.min(), 1.0)
+    bins = np.minimum((share * _BINS).astype(int), _BINS - 1)
     filled = np.unique(bins)
     return [float(xs[bins == b].mean()) for b in filled], [float(ys[bins == b].mean()) for b in filled]
 

@@ -62,11 +62,13 @@ def styles(rows: Sequence[Row]) -> dict[Row, Style]:
 
 def one_a_label(styles: dict[Row, Style], rows: Sequence[Row]) -> tuple[dict[Row, Style], list[Row]]:
     """For figures with a panel a size: one look and one line of the legend for all sizes of a label, unless a size has
-    several rows of it. Returns looks of rows and entries, and the entries."""
+    several rows of it or its sizes differ in text or codec. Returns looks of rows and entries, and the entries."""
     first: dict[str, Row] = {}
     for row in rows:
         first.setdefault(row.label, row)
-    if len({row.size for row in rows}) < 2 or len({(row.label, row.size) for row in rows}) < len(rows):
+    kinds = {(row.label, row.codec, row.corpus) for row in rows}
+    places = {(row.label, row.size) for row in rows}
+    if len({row.size for row in rows}) < 2 or len(kinds) > len(first) or len(places) < len(rows):
         return styles, list(rows)
     looks = {row: styles[first[row.label]] for row in rows}
     entries = [replace(row, name=row.label) for row in first.values()]

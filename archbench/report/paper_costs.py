@@ -242,7 +242,9 @@ def _costs(evidence: Evidence, rows: Sequence[Row]) -> Table:
                 table.text(row.name),
                 table.number(evidence.find(row, METRIC, "parameters", kind="total")),
                 table.number(evidence.find(row, METRIC, "parameters", kind="non_embedding")),
-                table.text(notation.tokens(float(context)) if context is not None else "none"),
+                table.text("none")
+                if context is None
+                else TableCell(text=notation.tokens(float(context)), sort=float(context)),
                 cell("training_flops_per_token", count="analytic", causal=0.5),
                 cell("training_flops_per_token", count="analytic", causal=1.0),
                 cell("prefill_flops_per_token", count="analytic", causal=0.5),

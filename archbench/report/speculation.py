@@ -118,7 +118,7 @@ def _speed_table(evidence: Evidence) -> Table | None:
     others = [row.name for row in rows if not _timed(evidence, row)]
     return Table(
         key="speculation-speed",
-        title="What drafting is worth: the same weights with and without it, in alternating pairs",
+        title="What drafting is worth: with and without it, in alternating pairs",
         columns=(
             Column(name="architecture", numeric=False),
             Column(name="batch", hint="rows"),
@@ -137,9 +137,20 @@ def _speed_table(evidence: Evidence) -> Table | None:
         notes=(
             "Medians of pairs with order-statistic intervals. The plain way is the model's own weights without drafts, "
             "not another architecture of its size. Sampled text is equal in law, which the contract tests.",
+            *_drafters(evidence, rows),
             *((f"Not timed, the reasons stand below: {notation.listed(others)}.",) if others else ()),
         ),
     )
+
+
+def _drafters(evidence: Evidence, rows: list[Row]) -> list[str]:
+    """Which rows have another cell draft for them."""
+    drafted: dict[str, list[str]] = {}
+    for row in rows:
+        for record in evidence.records_of(row, "speculation_speed", "speedup")[:1]:
+            if record.settings.get("drafter"):
+                drafted.setdefault(record.settings["drafter"], []).append(row.name)
+    return [f"{who} drafts for {notation.listed(names)}; its time counts." for who, names in drafted.items()]
 
 
 def _verdict(speedup: Finding) -> str:

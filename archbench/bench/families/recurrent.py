@@ -196,12 +196,13 @@ def _our_ssd_scan(level: str) -> Callable[..., Tensor]:
 
 
 def their_ssd_inputs() -> tuple[Tensor, ...]:
+    """As `ssd_inputs`, with steps as they are before the softplus."""
     x, step, A, b, c = ssd_inputs()
     return x, step.expm1().log(), A, b, c  # the inverse of the softplus that is part of their operation
 
 
 def _their_ssd_scan() -> Callable[..., Tensor]:
-    """At the chunk that suits a CPU."""
+    """Hugging Face's chunked form, at the chunk that suits a CPU. Raises MissingExtra without transformers."""
     try:
         from transformers.models.mamba2 import modeling_mamba2 as theirs
     except ImportError as error:
