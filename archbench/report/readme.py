@@ -29,6 +29,7 @@ from archbench.report.correlation_figure import correlation_table
 from archbench.report.crossovers import crossover_table
 from archbench.report.energies import energy_table
 from archbench.report.evidence import Evidence
+from archbench.report.gates import gate_table
 from archbench.report.latencies import latency_tables
 from archbench.report.markdown import escape, table_lines
 from archbench.report.overview import overview_table
@@ -101,10 +102,10 @@ def _decision(results: Path, root: Path) -> str:
 
 
 def _passkey(results: Path, root: Path) -> str:
-    """How far retrieval reaches, and the heatmap."""
+    """How far retrieval reaches, the gates, and the heatmap."""
     evidence = Evidence(read(newest(results)))
     pictures = _pictures(results, root, [("passkey", "Passkey retrieval by length and depth")])
-    return _tables(passkey_tables(evidence)[:2], evidence, results, root, pictures)
+    return _tables([*passkey_tables(evidence)[:2], gate_table(evidence)], evidence, results, root, pictures)
 
 
 def _code(results: Path, root: Path) -> str:
