@@ -116,6 +116,7 @@ def plan(
 ) -> None:
     """Print what a suite would do: cells, jobs, what is unsupported and why, FLOPs, memory and time. Runs nothing."""
     from archbench import display, seeds
+    from archbench.errors import ConfigError
     from archbench.plan import make_plan
     from archbench.record import read
     from archbench.suite import load_suite
@@ -129,7 +130,13 @@ def plan(
     elif sd is not None:
         display.print_power(power, asked.seeds, {"as given": sd})
     else:
-        spreads = seeds.spreads(read(noise or Path("results") / asked.name))
+        known = noise or Path("results") / asked.name
+        if not known.exists():
+            raise ConfigError(
+                f"--power: {known}: no run there to know the spread of seeds by; give --noise RUN (a run with several "
+                "seeds) or --sd S (bits per byte)"
+            )
+        spreads = seeds.spreads(read(known))
         by_size = {size: [found for found in spreads if found.size == size] for size in {s.size for s in spreads}}
         display.print_power(power, asked.seeds, {size: seeds.pooled(found) for size, found in by_size.items()})
 

@@ -10,7 +10,7 @@ from test_report import record as record_of
 from typer.testing import CliRunner
 
 from archbench.cli import app
-from archbench.errors import RecordError
+from archbench.errors import ConfigError, RecordError
 from archbench.record import RecordFile
 from archbench.seeds import needed, pooled, resolvable, spreads
 
@@ -50,7 +50,7 @@ def test_one_seed_says_nothing_about_luck():
         spreads([bits("a", 0, 2.0), bits("b", 0, 2.1)])
 
 
-def test_plan_power_says_how_many_seeds(tmp_path):
+def test_plan_power_says_how_many_seeds(tmp_path, monkeypatch):
     suite = tmp_path / "tiny.yaml"
     suite.write_text("{size: nano, training: {budget: {bytes: 10}}, cells: [{architecture: local}]}")
     noise = tmp_path / "noise.jsonl"
@@ -60,3 +60,6 @@ def test_plan_power_says_how_many_seeds(tmp_path):
     assert told.exit_code == 0 and "seeds needed" in told.output, told.output
     given = CliRunner().invoke(app, ["plan", str(suite), "--power", "0.05", "--sd", "0.02"])
     assert given.exit_code == 0 and f" {needed(0.02, 0.05)} " in given.output
+    monkeypatch.chdir(tmp_path)
+    lost = CliRunner().invoke(app, ["plan", str(suite), "--power", "0.05"])
+    assert isinstance(lost.exception, ConfigError) and "give --noise RUN" in str(lost.exception)
