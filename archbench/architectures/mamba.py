@@ -99,13 +99,13 @@ class Mixer(RecurrentMixer):
         self.x_proj = Linear(inner, rank + 2 * states, generator=generator)
         self.dt_proj = Linear(rank, inner, generator=generator)
         self.dt_bias = nn.Parameter(torch.empty(inner))
-        self.A_log = nn.Parameter(torch.arange(1, states + 1, dtype=torch.float32).log().repeat(inner, 1))
+        self.A_log = nn.Parameter(torch.empty(inner, states))
         self.D = nn.Parameter(torch.ones(inner))
         self.out_proj = Linear(inner, width, generator=generator)
         self._draw(generator)
 
     def _draw(self, generator: Generator | None) -> None:
-        """The official initialisation: uniform matrices, log-uniform step sizes."""
+        """The official initialisation: uniform matrices, log-uniform step sizes, A = -(1, 2, ..., n)."""
         if self.dt_bias.device.type == "meta":
             return
         config = self.config
@@ -121,6 +121,7 @@ class Mixer(RecurrentMixer):
         with torch.no_grad():
             low, high = math.log(config.dt_min), math.log(config.dt_max)
             step = (low + (high - low) * torch.rand(config.d_inner, generator=generator)).exp().clamp(min=1e-4)
+            self.A_log.copy_(torch.arange(1, config.d_state + 1).log())
             self.dt_bias.copy_(step + (-torch.expm1(-step)).log())  # the inverse of softplus
 
     def initial_state(self, batch_size: int) -> LayerState:
