@@ -198,6 +198,23 @@ def test_quantised_files_give_the_logits_of_transformers_own_reader(made):
     assert 0 < (ours.embedding.weight - table).abs().max() < 0.02, "the table was quantised, and read as such"
 
 
+@torch.no_grad()
+def test_the_real_model_gives_the_logits_of_transformers_own_reader():
+    """SmolLM2-135M itself, where it was imported before: nothing is downloaded for a test."""
+    transformers = pytest.importorskip("transformers")
+    pytest.importorskip("accelerate")
+    path = Path.home() / ".cache/archbench/smollm2" / Path(smollm.MEMBER).name  # the tests' own cache is empty
+    if not path.is_file():
+        pytest.skip(f"{path} is not there: `archbench import-smollm` downloads it")
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
+    imported, codec = read_gguf(path, smollm.BOUNDARY)
+    tokens = torch.from_numpy(codec.encode(b"def add(a, b):\n    return a + b\n\n" * 4).astype("int64"))[None]
+    expected = theirs.eval()(tokens).logits.log_softmax(-1)
+    assert (logits(build(imported), tokens).log_softmax(-1) - expected).abs().max() < 1e-3
+
+
 @pytest.mark.parametrize("pre", sorted(PRE_TOKENIZERS))
 def test_tokens_are_the_original_tokenizers(made, pre):
     path, tokenizer, _ = made(pre)
