@@ -26,15 +26,18 @@ def quality_table(evidence: Evidence) -> Table:
         estimator: [evidence.find(row, "brier_lm", "brier_lm", estimator=estimator, window=window) for row in rows]
         for estimator, _ in ESTIMATORS
     }
-    columns = [Column(name="architecture", numeric=False)]
+    columns, metrics = [Column(name="architecture", numeric=False)], [""]
     cells: list[list[TableCell]] = [[_heading(evidence, row) for row in rows]]
     for state in STATES:
         columns.append(Column(name=f"bits per byte, {state}", hint=_context_hint(bits[state])))
+        metrics.append("likelihood")
         cells.append([_with_context(finding, bits[state]) for finding in bits[state]])
     columns.append(Column(name="perplexity", hint="per token, reset"))
+    metrics.append("likelihood")
     cells.append([table.number(finding) for finding in perplexity])
     for estimator, name in ESTIMATORS:
         columns.append(Column(name=f"BrierLM, {name}", hint=f"0 to 100, {window} window"))
+        metrics.append("brier_lm")
         cells.append([table.number(finding) for finding in brier[estimator]])
     for name, metric, quantity, at in (
         ("parameters", "cost", "parameters", {"kind": "total"}),
@@ -42,16 +45,21 @@ def quality_table(evidence: Evidence) -> Table:
         ("training time", "training", "seconds", {}),
     ):
         columns.append(Column(name=name))
+        metrics.append(metric)
         cells.append([table.number(evidence.find(row, metric, quantity, **at)) for row in rows])
     columns.append(Column(name="seeds"))
+    metrics.append("")
     cells.append([table.count(len(row.seeds)) for row in rows])
+    asked = {metric for metric in metrics if not metric or any(evidence.planned(row, metric) for row in rows)}
+    shown = [index for index, metric in enumerate(metrics) if metric in asked]
+    scored = asked & {"likelihood", "brier_lm"}
     return Table(
         key="quality",
-        title="Quality on held-out text",
-        columns=tuple(columns),
-        lines=tuple(zip(*cells, strict=True)),
+        title="Quality on held-out text" if scored else "What was trained",
+        columns=tuple(columns[index] for index in shown),
+        lines=tuple(zip(*(cells[index] for index in shown), strict=True)),
         notes=(
-            _interval_note([f for found in bits.values() for f in found]),
+            *([_interval_note([f for found in bits.values() for f in found])] if scored else []),
             *_scored_note(evidence),
             *_codec_note(rows),
             *start_notes(evidence, rows),

@@ -109,7 +109,7 @@ def _quality(evidence: Evidence, rows: list[Row], match: list[AxisMatch], place:
     lack = [
         f"{row.name} has no bits per byte: {notation.shorten(finding.reason, 70)}"
         for row, finding in found
-        if finding.value is None
+        if finding.value is None and evidence.planned(row, "likelihood")
     ]
     text = f"{place}bits per byte of held-out text, {_state_words(state)}: {', '.join(sentences)}" if have else place
     text = f"{text[:1].upper()}{text[1:]}".rstrip()
@@ -309,7 +309,8 @@ def _mismatches(match: list[AxisMatch]) -> list[str]:
             continue  # matched, or not for a reason that is told once for all axes
         if axis.mismatch is None:
             missing = [entry.row.name for entry in axis.contenders if entry.deviation is None]
-            reasons.append(f"{axis.axis} not known for {notation.listed(missing)}")
+            whose = notation.listed(missing) if len(missing) < len(axis.contenders) else "any of them"
+            reasons.append(f"{axis.axis} not known for {whose}")
         else:
             worst = max(axis.contenders, key=lambda entry: abs(entry.deviation or 0.0))
             reasons.append(
