@@ -31,6 +31,8 @@ REACH = 10.0
 RESAMPLES = 100
 _EXPONENTS = np.geomspace(0.02, 1.5, 40)
 _FEWEST_FOR_FLOOR = 3
+BOUNDS = (1e-3, 3.0)
+"""Between these an exponent is searched."""
 """Sizes from which on an irreducible loss E is fitted."""
 
 
@@ -88,6 +90,17 @@ class Scaling:
     held_out: float | None = None
     predicted: float | None = None
     predicted_interval: Interval | None = None
+
+    @property
+    def at_bound(self) -> bool:
+        """Whether the size exponent ended where the search does: then the losses do not tell what it is."""
+        return not BOUNDS[0] * 1.01 < self.law.a < BOUNDS[1] * 0.99
+
+    @property
+    def refuted(self) -> bool:
+        """Whether the largest size's loss lies outside what the smaller sizes' law gives for it."""
+        near = self.predicted_interval
+        return near is not None and self.held_out is not None and not near.holds(self.held_out)
 
     def exponent(self) -> Interval | None:
         """Bounds of the size exponent over the draws."""
@@ -226,10 +239,10 @@ def _law(runs: Sequence[Run], near: Law | None = None) -> Law:
     else:
         start = ((near.a,) if terms.with_size else ()) + ((near.b,) if terms.with_data else ())
     polished = minimize(
-        lambda point: terms.solve(list(np.clip(point, 1e-3, 3.0)))[1], start, method="Nelder-Mead",
+        lambda point: terms.solve(list(np.clip(point, *BOUNDS)))[1], start, method="Nelder-Mead",
         options={"xatol": 1e-4, "fatol": 1e-9, "maxiter": 200},
     )  # fmt: skip
-    exponents = list(np.clip(polished.x, 1e-3, 3.0))
+    exponents = list(np.clip(polished.x, *BOUNDS))
     coefficients = list(terms.solve(exponents)[0])
     floor = coefficients.pop(0) if terms.with_floor else 0.0
     a, A = (exponents.pop(0), coefficients.pop(0)) if terms.with_size else (0.0, 0.0)

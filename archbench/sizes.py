@@ -31,7 +31,7 @@ FLOPS_PER_PARAMETER = 6.0
 
 STATE_BYTES_PER_PARAMETER = 1.0
 """Bytes of state that stand for one parameter along `state_bytes`: a size's states then take a quarter of the memory of
-its fp32 weights. A convention; at the shared sizes every architecture can be solved for it somewhere."""
+its fp32 weights. A convention; from micro on, all but the n-grams can be solved for it at contexts up to 256."""
 
 REACH = 0.25
 """A config further than this from its target is no config of that size."""
@@ -180,7 +180,8 @@ class _Meter:
                 self.seen[config] = float(non_embedding_parameters(model))
             elif self.axis == "state_bytes":
                 tokens = torch.zeros(1, self.context, dtype=torch.long, device="meta")
-                self.seen[config] = float(state_bytes(model.prefill(tokens, model.initial_state(1))))
+                with torch.no_grad():
+                    self.seen[config] = float(state_bytes(model.prefill(tokens, model.initial_state(1))))
             else:
                 self.seen[config] = model.flops().training(self.context) / self.context
         return self.seen[config]

@@ -63,6 +63,7 @@ def select_rows(state: State, rows: Tensor) -> State:
 
 
 def state_bytes(state: State) -> int:
-    """Bytes of memory the state holds alive, counting each storage once, unused capacity included."""
-    storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors(state)}
-    return sum(storages.values())
+    """Bytes of memory the state holds alive, counting each storage once, unused capacity included. On the meta device
+    too, where no storage has an address."""
+    storages = [tensor.untyped_storage() for tensor in tensors(state)]
+    return sum({storage._cdata: storage.nbytes() for storage in storages}.values())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from typing import Any
 
 import pytest
@@ -20,6 +21,7 @@ from archbench.errors import ConfigError, UnsupportedError
 from archbench.metric import Companion, Measurement, Probe, Subject
 from archbench.metrics.speculation_speed import METRIC, Pair, SpeculationSpeedSettings, compare
 from archbench.model import Emission, FlopFormulas, Likelihood, Phase, SequenceModel, Speculative, Traits
+from archbench.ops import backends
 from archbench.prompts import Prompts, heldout_stream
 from archbench.sampling import GREEDY, Sampling
 from archbench.timing import interleave
@@ -268,3 +270,25 @@ def test_a_drafter_asks_for_one_greedy_text() -> None:
     assert METRIC.cannot(Traits(likelihood=True), settings) is None
     assert METRIC.cannot(Traits(likelihood=True, speculates=True), settings) == "it drafts by itself"
     assert METRIC.beside(settings) == ("small",)
+
+
+def test_both_ways_run_at_the_level_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And the level is a coordinate, since a speed-up at one says nothing of another."""
+    seen: list[str] = []
+    plain = Pair.continued
+
+    def continued(pair: Pair, *given: Any) -> Any:
+        seen.append(os.environ.get(backends.VARIABLE, "none"))
+        return plain(pair, *given)
+
+    monkeypatch.setattr(Pair, "continued", continued)
+    monkeypatch.delenv(backends.VARIABLE, raising=False)
+    settings = SpeculationSpeedSettings(
+        level="lean", context=8, new_tokens=6, batches=(1,), temperatures=(0.0,), steps=2, prompts=2, repeats=1
+    )
+    subject = built("mtp", d_model=16, n_layers=2, n_heads=1, n_future=2)
+    (outcome,) = interleave(METRIC, {"mtp": dataclasses.replace(subject, model=subject.model)}, settings).values()
+    assert not isinstance(outcome, Exception)
+    assert set(seen) == {"lean"} and all(m.at["level"] == "lean" for m in outcome)
+    with pytest.raises(ConfigError, match=r"speculation_speed\.level: leen: no such level; did you mean 'lean'"):
+        SpeculationSpeedSettings(level="leen")

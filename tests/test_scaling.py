@@ -80,3 +80,13 @@ def test_laws_cross_where_they_are_equal():
     assert found.parameters == pytest.approx(1e6, rel=0.15)
     assert found.interval.low < 1e6 * 1.1 and found.interval.high > 1e6 / 1.1 and found.share > 0.9
     assert crossing("a", first, "b", first, 2e6) is None
+
+
+def test_a_law_says_when_it_does_not_hold():
+    """One misses the largest size; the other's losses fall quicker than any power that is searched."""
+    sound = fit(runs(lambda n, d: 1.2 + 30 * n**-0.3, noise=0.01), resamples=50)
+    assert not sound.refuted and not sound.at_bound
+    broken = fit(runs(lambda n, d: 1.2 + 30 * n**-0.3 + (n > 2e6), noise=0.01), resamples=50)
+    assert broken.refuted
+    steep = fit(runs(lambda n, d: 2.0 + (n < 2e5)), resamples=5)
+    assert steep.at_bound

@@ -11,6 +11,7 @@ import torch
 from archbench import registry, sizes
 from archbench.errors import ConfigError
 from archbench.model import Architecture
+from archbench.state import state_bytes
 
 SHARED = ["nano", "micro", "mini", "small"]
 
@@ -92,7 +93,7 @@ def test_small_transformers_have_sensible_shapes(transformer):
         assert 2 <= config.ffn_width / config.d_model < 3.5
 
 
-@pytest.mark.parametrize("axis", ["non_embedding", "training_flops"])
+@pytest.mark.parametrize("axis", ["non_embedding", "training_flops", "state_bytes"])
 @pytest.mark.parametrize("name", ["transformer", "mamba"])
 def test_other_axes_are_matched_in_their_own_unit(name, axis):
     architecture = registry.architecture(name)
@@ -100,6 +101,10 @@ def test_other_axes_are_matched_in_their_own_unit(name, axis):
     model = architecture.build(solved.config, torch.Generator().manual_seed(0))
     if axis == "training_flops":
         expected, target = model.flops().training(128) / 128, 6 * sizes.SIZES["micro"]
+    elif axis == "state_bytes":
+        with torch.no_grad():
+            state = model.prefill(torch.zeros(1, 128, dtype=torch.long), model.initial_state(1))
+        expected, target = state_bytes(state), sizes.STATE_BYTES_PER_PARAMETER * sizes.SIZES["micro"]
     else:
         expected, target = solved.config.n_parameters - 256 * solved.config.d_model, sizes.SIZES["micro"]
     assert solved.actual == expected and solved.target == target

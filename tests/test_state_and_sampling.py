@@ -173,3 +173,10 @@ def test_chi_square_joins_rare_cells() -> None:
 def test_chi_square_allows_nothing_impossible() -> None:
     assert chi_square_p(torch.tensor([100, 0]), torch.tensor([1.0, 0.0])) == 1.0
     assert chi_square_p(torch.tensor([100, 1]), torch.tensor([1.0, 0.0])) == 0.0
+
+
+def test_states_on_the_meta_device_count_every_tensor():
+    """No storage has an address there, and yet each counts once."""
+    whole = torch.zeros(4, 8, device="meta")
+    assert state_bytes((whole, torch.zeros(2, 8, device="meta"))) == 4 * (32 + 16)
+    assert state_bytes((whole[:1], whole[1:])) == 4 * 32

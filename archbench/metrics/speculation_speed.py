@@ -32,6 +32,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import ClassVar, NamedTuple
 
@@ -41,11 +42,13 @@ from torch import Generator, Tensor
 
 from archbench.clocks import CLOCKS
 from archbench.drafting import Drafted
-from archbench.errors import ConfigError, UnsupportedError
+from archbench.errors import ConfigError, UnsupportedError, suggestion
 from archbench.generation import Writer, generate
+from archbench.levels import at_level
 from archbench.metric import Companion, Measurement, Probe, Quantity, Sample, Subject, TimedMetric
-from archbench.metrics.latency import Stopwatch, quiet
+from archbench.metrics.latency import BEST, Stopwatch, quiet
 from archbench.model import AutoregressiveModel, Likelihood, Speculative, Traits
+from archbench.ops import backends
 from archbench.prompts import Prompts, heldout_stream
 from archbench.sampling import GREEDY, Sampling
 
@@ -59,7 +62,8 @@ class SpeculationSpeedSettings:
     """Prompts of `context` tokens, `batches` rows at once, are continued by `new_tokens` at every one of the
     `temperatures` (0 is greedy). A sample also times `steps` single steps of each way. `prompts` greedy continuations
     of `new_tokens` are compared token by token for each batch. `drafter` is the label of the cell that drafts for
-    models that do not draft themselves; such text is greedy and one row."""
+    models that do not draft themselves; such text is greedy and one row. `level` of the kernel ladder is "best" for the
+    best there is."""
 
     context: int = 128
     new_tokens: int = 64
@@ -69,6 +73,7 @@ class SpeculationSpeedSettings:
     prompts: int = 16
     repeats: int = 9
     drafter: str | None = None
+    level: str = BEST
 
     def __post_init__(self) -> None:
         for name, least in (("context", 1), ("new_tokens", 1), ("steps", 2), ("prompts", 1), ("repeats", 1)):
@@ -80,6 +85,9 @@ class SpeculationSpeedSettings:
             raise ConfigError("speculation_speed.temperatures: []; needs one temperature at least (0 is greedy)")
         for temperature in self.temperatures:
             Sampling(temperature=temperature)
+        if self.level not in (BEST, *backends.LEVELS):
+            levels = (BEST, *backends.LEVELS)
+            raise ConfigError(f"speculation_speed.level: {self.level}: no such level; {suggestion(self.level, levels)}")
         if self.drafter is not None and (set(self.batches) != {1} or any(self.temperatures)):
             raise ConfigError(
                 f"speculation_speed.drafter: '{self.drafter}' drafts for one greedy text; set batches to [1] and "
@@ -150,7 +158,7 @@ class SpeculationSpeedMetric(TimedMetric):
                 found += _exactness(pair, settings, batch)
             for temperature in settings.temperatures:
                 sampling = Sampling(temperature=temperature)
-                at = {"context": settings.context, "batch": batch, "sampling": _label(sampling)}
+                at = {"context": settings.context, "batch": batch, "sampling": _label(sampling), **_at(settings)}
                 if reason:
                     names = [name for name in self.quantities if name not in EXACTNESS or sampling.greedy]
                     found += [Measurement(quantity=name, value=None, at=at, reason=reason) for name in names]
@@ -243,6 +251,10 @@ class _Sampler:
     calls: int = 0
 
     def __call__(self) -> list[Sample]:
+        with _level(self.settings):
+            return self._taken()
+
+    def _taken(self) -> list[Sample]:
         pair, settings, sampling = self.pair, self.settings, self.sampling
         tokens = pair.take(self.batch, settings.context)
         speculative_first = self.calls % 2 == 0
@@ -304,9 +316,10 @@ def _near_tie(plain: Writer, before: Int[Tensor, " t"], a: int, b: int) -> bool:
 
 def _exactness(pair: Pair, settings: SpeculationSpeedSettings, batch: int) -> Iterator[Measurement]:
     tokens = pair.take(settings.prompts, settings.context)
-    rows = compare(pair.speculative, pair.plain, tokens, settings.new_tokens, batch)
+    with _level(settings):
+        rows = compare(pair.speculative, pair.plain, tokens, settings.new_tokens, batch)
     identical, differing = sum(row.identical for row in rows), sum(row.differing for row in rows)
-    at = {"context": settings.context, "batch": batch, "sampling": "greedy"}
+    at = {"context": settings.context, "batch": batch, "sampling": "greedy", **_at(settings)}
     protocol = (
         f"{settings.prompts} held-out prompts of {settings.context} tokens, {settings.new_tokens} greedy tokens each; "
         f"what follows a row's first difference is not compared; near-tie: {NEAR_TIE:g} nats"
@@ -338,6 +351,15 @@ def _too_long(limit: int | None, pair: Pair, settings: SpeculationSpeedSettings,
 
 def _label(sampling: Sampling) -> str:
     return "greedy" if sampling.greedy else f"temperature {sampling.temperature:g}"
+
+
+def _level(settings: SpeculationSpeedSettings) -> AbstractContextManager[None]:
+    return nullcontext() if settings.level == BEST else at_level(settings.level)
+
+
+def _at(settings: SpeculationSpeedSettings) -> dict[str, str]:
+    """The level as a coordinate, where one was asked for."""
+    return {} if settings.level == BEST else {"level": settings.level}
 
 
 def _how(settings: SpeculationSpeedSettings) -> str:

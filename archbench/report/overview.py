@@ -12,13 +12,13 @@ from typing import Any
 
 from archbench.report import notation, table
 from archbench.report.budget import budget, declared_and_matched, largest_shared_context
-from archbench.report.evidence import Evidence, Finding, known
+from archbench.report.evidence import Evidence, known, separated
 from archbench.report.levels import compared, words
 from archbench.report.pairs import difference
 from archbench.report.quality import brier_window
 from archbench.report.rows import Row
 from archbench.report.table import Column, Table, TableCell
-from archbench.report.verdict import conditions
+from archbench.report.verdict import rankings
 
 STATE = "reset"
 BEST, NEAR = "best", "≈ best"
@@ -42,6 +42,7 @@ def overview_table(evidence: Evidence) -> Table | None:
     cells = {row: cell for arena in evidence.arenas.values() for row, cell in _ranked(evidence, arena).items()}
     at_largest = [rows[line, largest] for line in lines if (line, largest) in rows]
     costs = _costs(evidence, at_largest)
+    beside = [_beside(evidence, at_largest, metric, quantity, at) for _, _, metric, quantity, at in costs]
     columns = [Column(name="architecture", numeric=False)]
     columns += [Column(name=size, hint=f"{_parameters(evidence, size)}, bits per byte") for size in sizes]
     columns += [Column(name=name, hint=", ".join(part for part in (largest, hint) if part)) for name, hint, *_ in costs]
@@ -52,9 +53,8 @@ def overview_table(evidence: Evidence) -> Table | None:
             row = rows.get((line, size))
             found.append(table.absent("not run at this size") if row is None else cells[row])
         top = rows.get((line, largest))
-        for _, _, metric, quantity, at in costs:
-            missing = Finding(reason="not run at this size", status="absent")
-            found.append(table.number(missing if top is None else evidence.find(top, metric, quantity, **at)))
+        for column in beside:
+            found.append(table.absent("not run at this size") if top is None else column[top])
         made.append(tuple(found))
     seeds = min(len(row.seeds) for row in evidence.architectures)
     mean = "" if seeds == 1 else f", mean of {seeds} seeds"
@@ -66,9 +66,16 @@ def overview_table(evidence: Evidence) -> Table | None:
         notes=(
             f"Bits per byte of held-out text, state reset at every window{mean}, with 95 % intervals. {BEST}: the "
             f"lowest of its column. {NEAR}: the paired difference to it does not exclude zero.",
-            *conditions(evidence, at_largest, largest),
+            "In the other columns best and ≈ best go by value and by intervals that overlap.",
+            *(told for size in sizes for told in rankings(evidence, _at(evidence, size), size)),
         ),
     )
+
+
+def largest_size(evidence: Evidence) -> tuple[str, ...]:
+    """What the largest size's ranking says, in sentences."""
+    sizes = _sizes(evidence)
+    return rankings(evidence, _at(evidence, sizes[-1]), sizes[-1]) if sizes else ()
 
 
 def _line(row: Row) -> Line:
@@ -138,6 +145,27 @@ def _ranked(evidence: Evidence, rows: list[Row]) -> dict[Row, TableCell]:
             pair = difference(evidence, row, have[0], STATE, comparisons=len(have) - 1)
             place = NEAR if pair is not None and not pair.excludes_zero else ""
         cells[row] = replace(cells[row], more=place)
+    return cells
+
+
+def _at(evidence: Evidence, size: str) -> list[Row]:
+    return [row for row in evidence.architectures if row.size == size]
+
+
+def _beside(
+    evidence: Evidence, rows: list[Row], metric: str, quantity: str, at: dict[str, Any]
+) -> dict[Row, TableCell]:
+    """A column beside quality: the best, and those whose intervals overlap with its."""
+    found = {row: evidence.find(row, metric, quantity, **at) for row in rows}
+    cells = {row: table.number(finding) for row, finding in found.items()}
+    have = [row for row in rows if found[row].value is not None]
+    if len(have) < 2 or len({row.corpus for row in rows}) > 1:
+        return cells
+    sign = -1 if found[have[0]].better == "higher" else 1
+    first = min(have, key=lambda row: sign * known(found[row]))
+    for row in have:
+        near = found[row].has_interval and not separated(found[first], found[row])
+        cells[row] = replace(cells[row], more=BEST if row is first else NEAR if near else cells[row].more)
     return cells
 
 

@@ -32,7 +32,7 @@ from archbench.report.evidence import Evidence
 from archbench.report.gates import gate_table
 from archbench.report.latencies import latency_tables
 from archbench.report.markdown import escape, table_lines
-from archbench.report.overview import overview_table
+from archbench.report.overview import largest_size, overview_table
 from archbench.report.paper_costs import summary
 from archbench.report.passkey import passkey_tables
 from archbench.report.quality import quality_table
@@ -93,6 +93,24 @@ def _overview(results: Path, root: Path) -> str:
     if head.exploratory:
         lines.append(f"> **Exploratory.** {escape('; '.join(head.exploratory))}.\n")
     return "\n".join([*lines, *_pictures(results, root, FIGURES[:1]), _made_by(evidence, results, root)])
+
+
+def _short(results: Path, root: Path) -> str:
+    """Who wins at the largest size, by how much and how sure."""
+    del root
+    return " ".join(escape(sentence) for sentence in largest_size(Evidence(read(newest(results)))))
+
+
+def _contradicted(results: Path, root: Path) -> str:
+    """The published claims that did not hold, a line each."""
+    del root
+    outcomes = judge(load_claims(), load_runs([results]))
+    held, failed = ([o for o in outcomes if o.verdict == verdict] for verdict in VERDICTS[:2])
+    lines = [f"- {_sentence(outcome)} ({escape(outcome.claim.paper)})" for outcome in failed]
+    judged = len(held) + len(failed)
+    return "\n".join(
+        [f"Of {judged} published claims that these records could judge, {len(failed)} did not hold:", "", *lines]
+    )
 
 
 def _decision(results: Path, root: Path) -> str:
@@ -207,6 +225,8 @@ PARTS: Mapping[str, Callable[[Path, Path], str]] = {
     "quality": _quality,
     "verdicts": _verdicts,
     "overview": _overview,
+    "short": _short,
+    "contradicted": _contradicted,
     "decision": _decision,
     "passkey": _passkey,
     "code": _code,

@@ -68,7 +68,8 @@ def scaling_tables(evidence: Evidence, laws: Mapping[str, Scaling]) -> list[Tabl
             notes=(
                 "Bits per byte = E + A / parameters^exponent, fitted by variable projection; intervals over redrawn "
                 "trainings. With two sizes E is left out. The prediction is that of the smaller sizes alone: where the "
-                "measured value lies outside its interval, the law does not hold over this range.",
+                "measured value lies outside its interval, the law does not hold over this range. A flagged exponent "
+                "stands where the search ends: these losses do not tell what it is.",
             ),
         )
     ]
@@ -85,9 +86,8 @@ def _line(label: str, scaling: Scaling) -> tuple[TableCell, ...]:
     else:
         near = scaling.predicted_interval
         text, detail = notation.interval(scaling.predicted, *((near.low, near.high) if near else (None, None)))
-        outside = near is not None and not near.holds(scaling.held_out)
         predicted = TableCell(text=text, detail=detail, sort=scaling.predicted)
-        measured = TableCell(text=f"{scaling.held_out:.3f}", sort=scaling.held_out, flagged=outside)
+        measured = TableCell(text=f"{scaling.held_out:.3f}", sort=scaling.held_out, flagged=scaling.refuted)
     floor = (
         TableCell(text=f"{scaling.law.E:.2f}", sort=scaling.law.E)
         if scaling.law.E
@@ -95,13 +95,24 @@ def _line(label: str, scaling: Scaling) -> tuple[TableCell, ...]:
     )
     return (
         table.text(label),
-        TableCell(text=shown, detail=interval, sort=scaling.law.a),
+        TableCell(text=shown, detail=interval, sort=scaling.law.a, flagged=scaling.at_bound),
         floor,
         table.count(scaling.n_sizes),
         table.count(scaling.n_runs),
         predicted,
         measured,
     )
+
+
+def _doubtful(laws: Mapping[str, Scaling], crossing: LawCrossing) -> list[str]:
+    """Those of the two laws that their own check refutes, or whose exponent is not known."""
+    pair = (crossing.better_before, crossing.better_after)
+    return [label for label in pair if laws[label].refuted or laws[label].at_bound]
+
+
+def _doubt(laws: Mapping[str, Scaling], crossing: LawCrossing) -> str:
+    found = _doubtful(laws, crossing)
+    return f"{notation.listed(found)} does not hold" if len(found) == 1 else "neither holds" if found else "hold"
 
 
 def _crossings(evidence: Evidence, laws: Mapping[str, Scaling]) -> Table | None:
@@ -119,6 +130,7 @@ def _crossings(evidence: Evidence, laws: Mapping[str, Scaling]) -> Table | None:
             Column(name="better above", numeric=False),
             Column(name="parameters"),
             Column(name="redrawn laws that cross"),
+            Column(name="the laws", numeric=False),
         ),
         lines=tuple(
             (
@@ -130,6 +142,7 @@ def _crossings(evidence: Evidence, laws: Mapping[str, Scaling]) -> Table | None:
                     sort=c.parameters,
                 ),
                 TableCell(text=notation.share(round(c.share, 2)), sort=c.share, flagged=c.share < 0.95),
+                table.text(_doubt(laws, c), flagged=bool(_doubtful(laws, c))),
             )
             for c in found
         ),

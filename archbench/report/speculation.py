@@ -92,13 +92,14 @@ def _speed_table(evidence: Evidence) -> Table | None:
     for row in rows:
         if not _timed(evidence, row):
             continue
-        for at in points_of(evidence, row, "speculation_speed", "tokens_per_step", ("batch", "sampling")):
+        for at in points_of(evidence, row, "speculation_speed", "tokens_per_step", ("batch", "sampling", "level")):
             speedup = evidence.find(row, "speculation_speed", "speedup", clock="wall", **at)
             lines.append(
                 (
                     table.text(row.name),
                     coordinate(at.get("batch")),
                     table.text(str(at.get("sampling", "any"))),
+                    table.text(str(at.get("level", "best"))),
                     table.number(evidence.find(row, "speculation_speed", "tokens_per_step", **at)),
                     *(
                         table.number(evidence.find(row, "speculation_speed", quantity, clock="wall", **at))
@@ -123,6 +124,7 @@ def _speed_table(evidence: Evidence) -> Table | None:
             Column(name="architecture", numeric=False),
             Column(name="batch", hint="rows"),
             Column(name="sampling", numeric=False),
+            Column(name="level", numeric=False),
             Column(name="tokens per step"),
             Column(name="break-even", hint="tokens per step: cost of a step in plain steps"),
             Column(name="speed-up, predicted", hint="tokens per step / break-even"),

@@ -159,6 +159,17 @@ def conditions(evidence: Evidence, rows: list[Row], size: str) -> tuple[str, ...
     return (" ".join([told, *_resolution(evidence, have, STATES[0]), *_trials(evidence, have)]),)
 
 
+def rankings(evidence: Evidence, rows: list[Row], size: str) -> tuple[str, ...]:
+    """Which row of a size has the fewest bits per byte, by how much, and what stands behind that, in one note."""
+    found = [(row, evidence.find(row, "likelihood", "bits_per_byte", state=STATES[0])) for row in rows]
+    have = sorted([pair for pair in found if pair[1].value is not None], key=lambda pair: known(pair[1]))
+    if len(have) < 2 or len({row.corpus for row, _ in have}) > 1:
+        return conditions(evidence, rows, size)
+    told = _ranking(evidence, have, budget(evidence, rows), STATES[0])
+    ranked = [row for row, _ in have]
+    return (" ".join([f"{size}: {told}", *_resolution(evidence, ranked, STATES[0]), *_trials(evidence, ranked)]),)
+
+
 def equality(evidence: Evidence, rows: list[Row], place: str) -> str:
     """`At size micro equal in training bytes (exactly).`, or that these rows are equal in nothing that was declared."""
     matched = declared_and_matched(budget(evidence, rows), rows)
@@ -181,6 +192,9 @@ def _ranking(evidence: Evidence, have: list[tuple[Row, Finding]], match: list[Ax
         return f"At equal {equal}, {best.name} has the lowest: {_lead(pairs, lowest, rest)}."
     names = [row.name for row in apart]
     also = f"; {notation.listed(names)} lie{'s' if len(names) == 1 else ''} above {best.name}" if names else ""
+    if names and (nearest := pairs[apart[0]]) is not None:
+        shown, bounds = notation.interval(-nearest.value, -nearest.high, -nearest.low, lowest.unit)
+        also += f", {'the nearest of them ' if len(names) > 1 else ''}by {shown} {bounds} bits per byte"
     paired = [pair for name, pair in zip([row.name for row, _ in rest], pairs.values(), strict=True) if name in close]
     reason = (
         f"the differences between {best.name} and {notation.listed(close)} on the same {paired[0].over} do not "

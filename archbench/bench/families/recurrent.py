@@ -18,7 +18,7 @@ from torch import Generator, Tensor
 from archbench import registry
 from archbench.architectures.mamba import Mamba, MambaConfig
 from archbench.architectures.mamba2 import Mamba2, Mamba2Config
-from archbench.bench.families.decoding import VOCAB, generated, written
+from archbench.bench.families.decoding import VOCAB, generated, share_of_bandwidth, written
 from archbench.bench.target import Target
 from archbench.bench.trial import Race, Side, Trial
 from archbench.codec import train_bpe
@@ -31,8 +31,10 @@ from archbench.ops.scan import selective_scan
 from archbench.ops.ssd import ssd
 from archbench.sampling import GREEDY, PLAIN
 from archbench.sizes import solve
+from archbench.state import state_bytes
 
 B, L, D, N = 4, 512, 256, 16
+CHEAP = "three steps of the drafter and one reading of what it wrote cost more than as many steps of so small a model"
 
 
 # ---- scan ----
@@ -258,6 +260,14 @@ def decode_race(make: Callable[[int], Any], hf: Callable[[Any], Any], d_model: i
     return Race(ours=written(model, level), peer=generated(hf(model.config)), notes={"parameters": f"{parameters:,}"})
 
 
+def bandwidth(make: Callable[[int], Any], d_model: int) -> Trial:
+    """Time that moving the weights once and the state twice would take, over that of a native step."""
+    model = make(d_model)
+    # The table of embeddings is tied: the unembedding reads it whole.
+    weights = 4 * sum(parameter.numel() for parameter in model.parameters())
+    return share_of_bandwidth(model, weights + 2 * state_bytes(model.initial_state(1)))
+
+
 def lean_race(name: str, size: str) -> Trial:
     """A lean step of a model against its own modules, one after the other."""
     architecture = registry.architecture(name)
@@ -291,7 +301,7 @@ TARGETS = [
     _target("scan", "Selective scan, forward?", 30, partial(scan_race, forward, "native", "hf"), peer="HF"),
     _target(
         "scan-backward", "Selective scan, forward and backward, 512 tokens?", 1000,
-        partial(scan_race, forward_backward, "native", "hf"), peer="HF", turns=3, seconds=100.0,
+        partial(scan_race, forward_backward, "native", "hf"), peer="HF", turns=6, seconds=100.0,
     ),
     _target("scan-mambapy", "Selective scan?", 25, partial(scan_race, forward, "native", "mambapy"), peer="mambapy"),
     _target(
@@ -319,6 +329,10 @@ TARGETS = [
         "ssd-lean", "SSD with 64 states, C beside torch?", 3,
         lambda: Race(ours=our_ssd("native"), peer=our_ssd("lean")), peer="lean",
     ),
+    _target(
+        "ssd-torch", "SSD with 64 states in torch?", 1.5,
+        lambda: Race(ours=our_ssd("lean"), peer=their_ssd()), peer="HF", level="lean",
+    ),
     _target("ssd", "SSD with 64 states?", 3, lambda: Race(ours=our_ssd("native"), peer=their_ssd()), peer="HF"),
     _target(
         "ssd-backward", "SSD with 64 states, forward and backward?", 3,
@@ -345,8 +359,16 @@ TARGETS = [
     ),
     *(
         _target(
+            f"bandwidth-{name}", f"Which share of the memory's speed does a native step of {label}, 3.6M, reach?", 0.3,
+            partial(bandwidth, make, 256), peer="moving weights and state once", unit="of bandwidth", stretch=0.6,
+        )
+        for name, label, make in (("mamba", "Mamba", mamba), ("mamba2", "Mamba-2", mamba2))
+    ),
+    *(
+        _target(
             f"drafting-{level}-{size}", f"What can drafting subwords gain MambaByte at most, {size}, {level}?", 1.2,
             partial(forced_drafting, d_model, level), ours="drafting", peer="plain", level=level, seconds=10.0,
+            why_missed=CHEAP,
         )
         for level, size, d_model in (("lean", "3.6M", 256), ("native", "3.6M", 256), ("native", "14M", 512))
     ),
