@@ -421,6 +421,18 @@ def test_m10_heads_learn_apart(kind: str) -> None:
             assert reached == (i == j)
 
 
+@pytest.mark.parametrize("kind", ["layer", "replicated"])
+def test_m10_the_trunks_gradient_is_the_sum_of_what_the_heads_send(kind: str) -> None:
+    model, tokens = built(config_of(kind)), text(2, 12)
+    trunk = [model.embedding.weight, *model.blocks[0].parameters()]
+    logits = model.all_logits(tokens)
+    each = [torch.autograd.grad(logits[:, :, i].square().sum(), trunk, retain_graph=True) for i in range(4)]
+    whole = torch.autograd.grad(logits.square().sum(), trunk)
+    for got, parts in zip(whole, zip(*each, strict=True), strict=True):
+        torch.testing.assert_close(got, torch.stack(parts).sum(dim=0), rtol=1e-4, atol=1e-5)
+        assert all(bool(part.any()) for part in parts), "every head reaches the trunk"
+
+
 @torch.no_grad()
 @pytest.mark.parametrize("k", [1, 2, 4, 8])
 def test_m11_steps_write_one_to_k_tokens(k: int) -> None:
