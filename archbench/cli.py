@@ -295,6 +295,7 @@ def bench(
     if show is not None:
         display.print_bench(read(show))
         return
+    from archbench.bench import alone
     from archbench.bench.bench import run as run_bench
     from archbench.bench.target import chosen
 
@@ -304,7 +305,7 @@ def bench(
         return
     try:
         with display.BenchWatch(targets) as watch:
-            path = run_bench(targets, out, _command(), watch, again=again)
+            path = run_bench(targets, out, _command(), watch, again=again, how=alone.measure)
     except KeyboardInterrupt:
         typer.echo("archbench: interrupted; the same command goes on from here", err=True)
         raise typer.Exit(130) from None

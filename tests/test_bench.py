@@ -5,7 +5,7 @@ import time
 import pytest
 from typer.testing import CliRunner
 
-from archbench.bench import bench, records
+from archbench.bench import alone, bench, records
 from archbench.bench.table import markdown, rows, verdict
 from archbench.bench.target import Target, chosen, targets
 from archbench.bench.trial import Race, Reading, Side
@@ -143,3 +143,8 @@ def test_the_command_measures_and_shows(tmp_path):
     listed = CliRunner().invoke(app, ["bench", "--list"])
     assert listed.exit_code == 0 and "overheads/report" in listed.output
     assert records.METRIC in {record.metric for record in read(tmp_path)}
+
+
+def test_a_target_whose_process_dies_is_a_failure():
+    (found,) = alone.measure(target(id="no/such"), "run", "source", "command")
+    assert found.status == "failed" and "code 1" in found.reason

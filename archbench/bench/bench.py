@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from datetime import datetime, timezone
 from pathlib import Path
 
 import torch
 
-from archbench import heap
 from archbench.bench import records
 from archbench.bench.target import Target
-from archbench.bench.trial import Race, Trial
+from archbench.bench.trial import Trial
 from archbench.errors import ArchbenchError
 from archbench.ops import backends
 from archbench.record import Record, RecordFile
@@ -27,16 +25,13 @@ Turns = Callable[[Target, Trial], None]
 
 
 def measure(target: Target, run: str, source_hash: str, command: str, take: Turns) -> list[Record]:
-    """One target on one thread, as records; a reason where it cannot be measured here. Both sides of a race keep the
-    memory they free, as the trainer does: else what ran before in the process decides how many pages a step has to ask
-    for again, which was seen to make a training step 1.8 times as long."""
+    """One target on one thread, as records; a reason where it cannot be measured here."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     backends.forget()
     try:
         trial = target.prepare()
-        with heap.kept() if isinstance(trial, Race) else nullcontext():
-            take(target, trial)
+        take(target, trial)
         return records.outcome(target, trial, run, source_hash, command)
     except ArchbenchError as error:
         return [records.missing(target, run, source_hash, command, str(error))]
@@ -48,24 +43,41 @@ def measure(target: Target, run: str, source_hash: str, command: str, take: Turn
         gc.collect()
 
 
-def run(targets: Sequence[Target], out: Path, command: str, notify: Notify, *, again: bool = False) -> Path:
+Measure = Callable[[Target, str, str, str, Callable[[int], None]], list[Record]]
+"""Measures a target: (target, run, source, command, called with the turns done)."""
+
+
+def here(target: Target, run: str, source_hash: str, command: str, notify: Callable[[int], None]) -> list[Record]:
+    """In this very process."""
+
+    def take(target: Target, trial: Trial) -> None:
+        for done in range(1, target.turns + 1):
+            trial.turn()
+            notify(done)
+
+    return measure(target, run, source_hash, command, take)
+
+
+def run(
+    targets: Sequence[Target], out: Path, command: str, notify: Notify, *, again: bool = False, how: Measure = here
+) -> Path:
     """Measures `targets`, adding to the newest results file of `out` if this very source wrote it, else to a new one.
 
-    Answered targets are skipped unless `again`. Every target is on disk before the next begins.
+    Answered targets are skipped unless `again`. Every target is on disk before the next begins. `how` may give each a
+    process of its own (`archbench.bench.alone`).
     """
     source_hash = records.source()
     path = results_file(out, source_hash)
     file = RecordFile(path)
-
-    def take(target: Target, trial: Trial) -> None:
-        for done in range(target.turns):
-            notify(target, done, target.turns)
-            trial.turn()
-
     answered = set() if again else {record.job for record in file if record.status != "failed"}
     for target in targets:
         if records.job_id(target, source_hash) not in answered:
-            file.append(measure(target, path.stem, source_hash, command, take))
+            notify(target, 0, target.turns)
+
+            def turned(done: int, target: Target = target) -> None:
+                notify(target, done, target.turns)
+
+            file.append(how(target, path.stem, source_hash, command, turned))
     return path
 
 

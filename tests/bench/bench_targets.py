@@ -1,7 +1,7 @@
 """Every target under pytest-benchmark: `make bench`.
 
-What pytest-benchmark times is one turn, both sides; what counts is in `extra_info` and in the records, which are those
-that `archbench bench` writes.
+What pytest-benchmark times is a target as a whole, in a process of its own; what counts is in `extra_info` and in the
+records, which are those that `archbench bench` writes.
 """
 
 import os
@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from archbench.bench import bench, records
+from archbench.bench import alone, bench, records
 from archbench.bench.table import verdict
 from archbench.bench.target import targets
 from archbench.record import RecordFile
@@ -28,11 +28,8 @@ def store():
 def test_target(name, benchmark, store):
     source, run, file = store
 
-    def take(target, trial):
-        benchmark.pedantic(trial.turn, rounds=target.turns, iterations=1)
-
     target = targets()[name]
-    found = bench.measure(target, run, source, "make bench", take)
+    found = benchmark.pedantic(alone.measure, args=(target, run, source, "make bench"), rounds=1, iterations=1)
     file.append(found)
     figure = next(record for record in found if record.quantity == "figure" and record.at.get("clock") != "wall")
     if figure.status == "unsupported":
