@@ -31,9 +31,9 @@ REACH = 10.0
 RESAMPLES = 100
 _EXPONENTS = np.geomspace(0.02, 1.5, 40)
 _FEWEST_FOR_FLOOR = 3
+"""Sizes from which on an irreducible loss E is fitted."""
 BOUNDS = (1e-3, 3.0)
 """Between these an exponent is searched."""
-"""Sizes from which on an irreducible loss E is fitted."""
 
 
 @dataclass(frozen=True, kw_only=True)

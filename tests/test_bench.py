@@ -37,11 +37,7 @@ def target(**changes):
 
 
 def measured(found):
-    def take(target, trial):
-        for _ in range(target.turns):
-            trial.turn()
-
-    return bench.measure(found, "run", "source", "command", take)
+    return bench.measure(found, "run", "source", "command")
 
 
 def figure(found):

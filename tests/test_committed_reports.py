@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
-from test_report import BROWSERS, FLAGS, Page
+from test_report import FLAGS, Page, a_browser
 
 RESULTS = Path(__file__).resolve().parents[1] / "results"
 PAGES = sorted(RESULTS.glob("*/report/report.html"))
@@ -31,12 +30,9 @@ def test_a_committed_page_is_light_and_asks_for_nothing(page: Path) -> None:
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.parts[-3])
 def test_a_committed_page_opens_without_a_word_on_the_console(page: Path, scheme: str, tmp_path: Path) -> None:
-    browser = next((found for name in BROWSERS if (found := shutil.which(name))), None)
-    if browser is None:
-        pytest.skip(f"no browser found: none of {', '.join(BROWSERS)} is installed")
     picture = tmp_path / "page.png"
     prefers = f"--blink-settings=preferredColorScheme={int(scheme == 'light')}"
-    words = [browser, *FLAGS, prefers, f"--user-data-dir={tmp_path / 'profile'}", f"--screenshot={picture}"]
+    words = [a_browser(), *FLAGS, prefers, f"--user-data-dir={tmp_path / 'profile'}", f"--screenshot={picture}"]
     shot = subprocess.run([*words, page.as_uri()], capture_output=True, text=True, timeout=120)
     assert picture.read_bytes().startswith(b"\x89PNG"), shot.stderr[-500:]
     assert "CONSOLE" not in shot.stderr, shot.stderr[-2000:]

@@ -597,11 +597,15 @@ FLAGS = (
 )  # fmt: skip
 
 
+def a_browser() -> str:
+    """One that is installed; without any the test is skipped."""
+    found = next((path for name in BROWSERS if (path := shutil.which(name))), None)
+    return found or pytest.skip(f"no browser found: none of {', '.join(BROWSERS)} is installed")
+
+
 @pytest.mark.slow
 def test_the_page_opens_in_a_browser_and_sorts(report: ReportFiles, tmp_path: Path) -> None:
-    browser = next((found for name in BROWSERS if (found := shutil.which(name))), None)
-    if browser is None:
-        pytest.skip(f"no browser found: none of {', '.join(BROWSERS)} is installed")
+    browser = a_browser()
     probe = tmp_path / "probe.html"
     press = (
         "<script>addEventListener('load', () => { const t = document.querySelector('table.quality');"

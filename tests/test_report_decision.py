@@ -5,12 +5,11 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
-from test_report import BROWSERS, FLAGS, MAMBA, TRANSFORMER, Model, measured, usual, without_likelihood, written
+from test_report import FLAGS, MAMBA, TRANSFORMER, Model, a_browser, measured, usual, without_likelihood, written
 from test_report_looks import row
 from typer.testing import CliRunner
 
@@ -145,9 +144,7 @@ def test_laws_of_several_sizes_are_fitted_and_cross() -> None:
 
 @pytest.mark.slow
 def test_the_panel_decides_in_a_browser(tmp_path: Path) -> None:
-    browser = next((found for name in BROWSERS if (found := shutil.which(name))), None)
-    if browser is None:
-        pytest.skip(f"no browser found: none of {', '.join(BROWSERS)} is installed")
+    browser = a_browser()
     page = written(usual(), tmp_path / "run").html.read_text(encoding="utf-8")
     press = (
         "<script>addEventListener('load', () => { const f = document.querySelector('form.panel');"

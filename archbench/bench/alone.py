@@ -14,16 +14,14 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
 
 from archbench.bench import bench, records
 from archbench.bench.target import Target, targets
-from archbench.bench.trial import Trial
 from archbench.record import Record, from_json
 
 
 def measure(
-    target: Target, run: str, source_hash: str, command: str, notify: Callable[[int], None] = lambda _done: None
+    target: Target, run: str, source_hash: str, command: str, notify: bench.Turned = lambda _done: None
 ) -> list[Record]:
     """The target's records; `notify` is called with the turns done. A process that dies is a failure with its code."""
     words = [sys.executable, "-m", __name__, target.id, run, source_hash, command]
@@ -50,13 +48,11 @@ def main(target_id: str, run: str, source_hash: str, command: str) -> None:
     out = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # stray prints must not mix with records
 
-    def take(target: Target, trial: Trial) -> None:
-        for done in range(1, target.turns + 1):
-            trial.turn()
-            print(done, file=out, flush=True)
+    def tell(line: object) -> None:
+        print(line, file=out, flush=True)
 
-    for record in bench.measure(targets()[target_id], run, source_hash, command, take):
-        print(record.to_json(), file=out, flush=True)
+    for record in bench.measure(targets()[target_id], run, source_hash, command, tell):
+        tell(record.to_json())
 
 
 if __name__ == "__main__":

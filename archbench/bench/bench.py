@@ -11,7 +11,6 @@ import torch
 
 from archbench.bench import records
 from archbench.bench.target import Target
-from archbench.bench.trial import Trial
 from archbench.errors import ArchbenchError
 from archbench.ops import backends
 from archbench.record import Record, RecordFile
@@ -19,19 +18,24 @@ from archbench.record import Record, RecordFile
 Notify = Callable[[Target, int, int], None]
 """Called with the target and how many of its turns are done."""
 
+Turned = Callable[[int], None]
+"""Called with how many turns of a target are done."""
+Measure = Callable[[Target, str, str, str, Turned], list[Record]]
+"""Measures a target: (target, run, source, command, notify)."""
 
-Turns = Callable[[Target, Trial], None]
-"""Takes all turns of a target's trial."""
 
-
-def measure(target: Target, run: str, source_hash: str, command: str, take: Turns) -> list[Record]:
+def measure(
+    target: Target, run: str, source_hash: str, command: str, notify: Turned = lambda _done: None
+) -> list[Record]:
     """One target on one thread, as records; a reason where it cannot be measured here."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     backends.forget()
     try:
         trial = target.prepare()
-        take(target, trial)
+        for done in range(1, target.turns + 1):
+            trial.turn()
+            notify(done)
         return records.outcome(target, trial, run, source_hash, command)
     except ArchbenchError as error:
         return [records.missing(target, run, source_hash, command, str(error))]
@@ -43,23 +47,8 @@ def measure(target: Target, run: str, source_hash: str, command: str, take: Turn
         gc.collect()
 
 
-Measure = Callable[[Target, str, str, str, Callable[[int], None]], list[Record]]
-"""Measures a target: (target, run, source, command, called with the turns done)."""
-
-
-def here(target: Target, run: str, source_hash: str, command: str, notify: Callable[[int], None]) -> list[Record]:
-    """In this very process."""
-
-    def take(target: Target, trial: Trial) -> None:
-        for done in range(1, target.turns + 1):
-            trial.turn()
-            notify(done)
-
-    return measure(target, run, source_hash, command, take)
-
-
 def run(
-    targets: Sequence[Target], out: Path, command: str, notify: Notify, *, again: bool = False, how: Measure = here
+    targets: Sequence[Target], out: Path, command: str, notify: Notify, *, again: bool = False, how: Measure = measure
 ) -> Path:
     """Measures `targets`, adding to the newest results file of `out` if this very source wrote it, else to a new one.
 

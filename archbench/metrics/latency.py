@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, ClassVar, TypeAlias
@@ -26,16 +26,14 @@ from typing import Any, ClassVar, TypeAlias
 import torch
 
 from archbench.clocks import CLOCKS, TICK, collector_paused
-from archbench.errors import BackendError, ConfigError, UnsupportedError, suggestion
+from archbench.errors import BackendError, ConfigError, UnsupportedError
 from archbench.generation import aligned
-from archbench.levels import at_level
+from archbench.levels import BEST, at_level, check_level
 from archbench.metric import Measurement, Probe, Quantity, Sample, Subject, TimedMetric
-from archbench.ops import backends
 from archbench.prompts import HeldoutStream, Prompts, heldout_stream
 from archbench.roofline import synchronize
 from archbench.sampling import Sampling
 
-BEST = "best"
 Place: TypeAlias = dict[str, Any]
 """Context, batch and level."""
 
@@ -62,10 +60,7 @@ class LatencySettings:
                 raise ConfigError(f"latency.{name}: {getattr(self, name)}; must be at least 1")
         Sampling(temperature=self.temperature)
         for level in self.levels:
-            if level not in (BEST, *backends.LEVELS):
-                raise ConfigError(
-                    f"latency.levels: {level}: no such level; {suggestion(level, (BEST, *backends.LEVELS))}"
-                )
+            check_level(level, "latency.levels")
         if not self.levels:
             raise ConfigError("latency.levels: []; name at least one")
 
@@ -109,7 +104,7 @@ def _grid(settings: LatencySettings) -> Iterator[Place]:
 
 
 def _probe(subject: Subject, settings: LatencySettings, at: Place, stream: HeldoutStream) -> Probe:
-    context, level = at["context"], None if at["level"] == BEST else at["level"]
+    context = at["context"]
     limit, stride = subject.traits.context_limit, subject.traits.stride
     steps = 1 + -(-settings.new_tokens // stride)
     needed = context + -context % stride + steps * stride
@@ -119,7 +114,7 @@ def _probe(subject: Subject, settings: LatencySettings, at: Place, stream: Heldo
     how = "greedy" if settings.temperature == 0 else f"temperature {settings.temperature:g}"
     return Probe(
         at=at,
-        sample=partial(_sample, subject, settings, at, level, Prompts(stream, subject.seed)),
+        sample=partial(_sample, subject, settings, at, Prompts(stream, subject.seed)),
         protocol=f"fresh held-out prompt a sample; {settings.new_tokens} tokens after the first, {how}; "
         f"{torch.get_num_threads()} threads",
     )
@@ -140,16 +135,14 @@ def _refusal(subject: Subject, settings: LatencySettings, level: str) -> str:
     return ""
 
 
-def _sample(
-    subject: Subject, settings: LatencySettings, at: Place, level: str | None, prompts: Prompts
-) -> list[Sample]:
+def _sample(subject: Subject, settings: LatencySettings, at: Place, prompts: Prompts) -> list[Sample]:
     batch = at["batch"]
     model, device = subject.model, subject.model.device
     sampling = Sampling(temperature=settings.temperature)
     generator = torch.Generator(device).manual_seed(subject.seed)
     tokens = aligned(prompts.take(batch, at["context"]), subject.traits.stride).to(device)
     prefill, first, rest = (Stopwatch(device) for _ in range(3))
-    with nullcontext() if level is None else at_level(level), torch.inference_mode():
+    with at_level(at["level"]), torch.inference_mode():
         state = model.initial_state(batch)
         with quiet():
             with prefill:

@@ -32,7 +32,6 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import ClassVar, NamedTuple
 
@@ -42,13 +41,12 @@ from torch import Generator, Tensor
 
 from archbench.clocks import CLOCKS
 from archbench.drafting import Drafted
-from archbench.errors import ConfigError, UnsupportedError, suggestion
+from archbench.errors import ConfigError, UnsupportedError
 from archbench.generation import Writer, generate
-from archbench.levels import at_level
+from archbench.levels import BEST, at_level, check_level
 from archbench.metric import Companion, Measurement, Probe, Quantity, Sample, Subject, TimedMetric
-from archbench.metrics.latency import BEST, Stopwatch, quiet
+from archbench.metrics.latency import Stopwatch, quiet
 from archbench.model import AutoregressiveModel, Likelihood, Speculative, Traits
-from archbench.ops import backends
 from archbench.prompts import Prompts, heldout_stream
 from archbench.sampling import GREEDY, Sampling
 
@@ -85,9 +83,7 @@ class SpeculationSpeedSettings:
             raise ConfigError("speculation_speed.temperatures: []; needs one temperature at least (0 is greedy)")
         for temperature in self.temperatures:
             Sampling(temperature=temperature)
-        if self.level not in (BEST, *backends.LEVELS):
-            levels = (BEST, *backends.LEVELS)
-            raise ConfigError(f"speculation_speed.level: {self.level}: no such level; {suggestion(self.level, levels)}")
+        check_level(self.level, "speculation_speed.level")
         if self.drafter is not None and (set(self.batches) != {1} or any(self.temperatures)):
             raise ConfigError(
                 f"speculation_speed.drafter: '{self.drafter}' drafts for one greedy text; set batches to [1] and "
@@ -251,7 +247,7 @@ class _Sampler:
     calls: int = 0
 
     def __call__(self) -> list[Sample]:
-        with _level(self.settings):
+        with at_level(self.settings.level):
             return self._taken()
 
     def _taken(self) -> list[Sample]:
@@ -316,7 +312,7 @@ def _near_tie(plain: Writer, before: Int[Tensor, " t"], a: int, b: int) -> bool:
 
 def _exactness(pair: Pair, settings: SpeculationSpeedSettings, batch: int) -> Iterator[Measurement]:
     tokens = pair.take(settings.prompts, settings.context)
-    with _level(settings):
+    with at_level(settings.level):
         rows = compare(pair.speculative, pair.plain, tokens, settings.new_tokens, batch)
     identical, differing = sum(row.identical for row in rows), sum(row.differing for row in rows)
     at = {"context": settings.context, "batch": batch, "sampling": "greedy", **_at(settings)}
@@ -351,10 +347,6 @@ def _too_long(limit: int | None, pair: Pair, settings: SpeculationSpeedSettings,
 
 def _label(sampling: Sampling) -> str:
     return "greedy" if sampling.greedy else f"temperature {sampling.temperature:g}"
-
-
-def _level(settings: SpeculationSpeedSettings) -> AbstractContextManager[None]:
-    return nullcontext() if settings.level == BEST else at_level(settings.level)
 
 
 def _at(settings: SpeculationSpeedSettings) -> dict[str, str]:

@@ -33,11 +33,12 @@ def code_tables(evidence: Evidence) -> list[Table]:
 def _table(evidence: Evidence, rows: Sequence[Row], notes: tuple[str, ...]) -> Table:
     ks = sorted({int(f.coordinates["k"]) for row in rows for metric in METRICS
                  for f in evidence.series(row, metric, "pass_at_k")} or {1})  # fmt: skip
-    lines = []
+    lines, compared = [], False
     for metric in METRICS:
         having = [row for row in rows if evidence.planned(row, metric)]
         for at in _points(evidence, having, metric):
             best = _best(evidence, having, metric, at)
+            compared = compared or best is not None
             for row in having:
                 lines.append(
                     (
@@ -70,23 +71,10 @@ def _table(evidence: Evidence, rows: Sequence[Row], notes: tuple[str, ...]) -> T
             "of a training, which the seeds' own values show. pass@k is the unbiased estimate.",
             "mbpp-mini is generated, and asks for combinations of operations that were trained in other combinations. "
             "It says nothing about MBPP, on which models of this size are expected to pass nothing.",
-            *_matched(evidence, rows),
+            *([f"To the best: {equality(evidence, list(rows), 'rows are ')}"] if compared else []),
             *notes,
         ),
     )
-
-
-def _matched(evidence: Evidence, rows: Sequence[Row]) -> list[str]:
-    """Along which axes the column "to the best" compares; nothing where it compares nothing."""
-    compared = any(
-        _best(evidence, having, metric, at)
-        for metric in METRICS
-        for having in [[row for row in rows if evidence.planned(row, metric)]]
-        for at in _points(evidence, having, metric)
-    )
-    if not compared:
-        return []
-    return [f"To the best: {equality(evidence, list(rows), 'rows are ')}"]
 
 
 def _points(evidence: Evidence, rows: Sequence[Row], metric: str) -> list[dict[str, Any]]:

@@ -125,9 +125,7 @@ def _sizes(evidence: Evidence) -> list[str]:
 
 
 def _parameters(evidence: Evidence, size: str) -> str:
-    found = [
-        evidence.find(row, "cost", "parameters", kind="total") for row in evidence.architectures if row.size == size
-    ]
+    found = [evidence.find(row, "cost", "parameters", kind="total") for row in _at(evidence, size)]
     have = sorted((finding for finding in found if finding.value is not None), key=known)
     return f"{table.number(have[len(have) // 2]).text} parameters" if have else "parameters not measured"
 

@@ -14,6 +14,7 @@ import re
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 from archbench.bench.table import markdown as bench_markdown
@@ -56,6 +57,8 @@ def fill(text: str, root: Path) -> str:
     Raises:
         RecordError: it has no markers, one of a pair is missing, a part is not known, or a folder holds no records.
     """
+    for remembered in (_evidence, _judged):  # records may have changed since the last time
+        remembered.cache_clear()
     marks = list(_BEGIN.finditer(text))
     if not marks:
         raise RecordError("README: lacks markers such as '<!-- quality results/quick: begin -->'")
@@ -71,9 +74,20 @@ def fill(text: str, root: Path) -> str:
     return text
 
 
+@cache
+def _evidence(results: Path) -> Evidence:
+    """A folder's newest records; several parts read the same."""
+    return Evidence(read(newest(results)))
+
+
+@cache
+def _judged(results: Path) -> list[Outcome]:
+    return judge(load_claims(), load_runs([results]))
+
+
 def _quality(results: Path, root: Path) -> str:
     """Headline, quality table and two plots of a run."""
-    evidence = Evidence(read(newest(results)))
+    evidence = _evidence(results)
     head = headline(evidence, [])
     lines = [*(escape(paragraph) + "\n" for paragraph in head.paragraphs)]
     if head.exploratory:
@@ -85,7 +99,7 @@ def _quality(results: Path, root: Path) -> str:
 
 def _overview(results: Path, root: Path) -> str:
     """What a comparison at several sizes found, on one screen."""
-    evidence = Evidence(read(newest(results)))
+    evidence = _evidence(results)
     head, found = headline(evidence, []), overview_table(evidence)
     if found is None:
         raise RecordError(f"README: overview {results}: no architecture is in these records")
@@ -98,13 +112,13 @@ def _overview(results: Path, root: Path) -> str:
 def _short(results: Path, root: Path) -> str:
     """Who wins at the largest size, by how much and how sure."""
     del root
-    return " ".join(escape(sentence) for sentence in largest_size(Evidence(read(newest(results)))))
+    return " ".join(escape(sentence) for sentence in largest_size(_evidence(results)))
 
 
 def _contradicted(results: Path, root: Path) -> str:
     """The published claims that did not hold, a line each."""
     del root
-    outcomes = judge(load_claims(), load_runs([results]))
+    outcomes = _judged(results)
     held, failed = ([o for o in outcomes if o.verdict == verdict] for verdict in VERDICTS[:2])
     lines = [f"- {_sentence(outcome)} ({escape(outcome.claim.paper)})" for outcome in failed]
     judged = len(held) + len(failed)
@@ -113,75 +127,43 @@ def _contradicted(results: Path, root: Path) -> str:
     )
 
 
-def _decision(results: Path, root: Path) -> str:
-    """What to choose under a few needs."""
-    evidence = Evidence(read(newest(results)))
-    return _tables([decision_table(evidence)], evidence, results, root)
-
-
 def _passkey(results: Path, root: Path) -> str:
     """How far retrieval reaches, the gates, and the heatmap."""
-    evidence = Evidence(read(newest(results)))
+    evidence = _evidence(results)
     pictures = _pictures(results, root, [("passkey", "Passkey retrieval by length and depth")])
     return _tables([*passkey_tables(evidence)[:2], gate_table(evidence)], evidence, results, root, pictures)
 
 
-def _code(results: Path, root: Path) -> str:
-    evidence = Evidence(read(newest(results)))
-    return _tables(code_tables(evidence), evidence, results, root)
-
-
 def _measures(results: Path, root: Path) -> str:
     """Quality, passkey and code of a run that compares by measures alone."""
-    evidence = Evidence(read(newest(results)))
+    evidence = _evidence(results)
     found = [_narrowed(quality_table(evidence)), *passkey_tables(evidence)[:1], *code_tables(evidence)]
     return _tables(found, evidence, results, root)
 
 
-def _skills(results: Path, root: Path) -> str:
-    evidence = Evidence(read(newest(results)))
-    return _tables(skill_tables(evidence), evidence, results, root)
-
-
-def _speculation(results: Path, root: Path) -> str:
-    """What a step writes, and where drafting pays."""
-    evidence = Evidence(read(newest(results)))
-    return _tables(speculation_tables(evidence), evidence, results, root)
-
-
 def _serving(results: Path, root: Path) -> str:
     """Times over contexts and batches, energy where there is any, and which architectures change places."""
-    evidence = Evidence(read(newest(results)))
+    evidence = _evidence(results)
     found = [*latency_tables(evidence), energy_table(evidence), crossover_table(evidence)]
     told = [text for text in found if isinstance(text, str)]
     tables = [table for table in found if isinstance(table, Table)]
     return _tables(tables, evidence, results, root, [*told, *_pictures(results, root, FIGURES[1:])])
 
 
-def _correlation(results: Path, root: Path) -> str:
-    evidence = Evidence(read(newest(results)))
-    return _tables([correlation_table(evidence)], evidence, results, root)
-
-
-def _scaling(results: Path, root: Path) -> str:
-    evidence = Evidence(read(newest(results)))
-    return _tables(scaling_tables(evidence, scalings(evidence)), evidence, results, root)
-
-
 def _costs(results: Path, root: Path) -> str:
-    evidence = Evidence(read(newest(results)))
+    evidence = _evidence(results)
     return "\n".join([*summary(evidence, load_papers()), _made_by(evidence, results, root)])
 
 
 def _bench(results: Path, root: Path) -> str:
-    records = read(newest(results))
-    return "\n".join([bench_markdown(records), _made_by(Evidence(records), results, root)])
+    evidence = _evidence(results)
+    return "\n".join([bench_markdown(evidence.records), _made_by(evidence, results, root)])
 
 
 def _claims(results: Path, root: Path) -> str:
     """Every claim's verdict over all committed runs, best known first."""
     del root
-    outcomes = judge(load_claims(), load_runs([results]))
+    outcomes = _judged(results)
     told = {verdict: [outcome for outcome in outcomes if outcome.verdict == verdict] for verdict in VERDICTS}
     counts = ", ".join(f"{len(found)} {verdict}" for verdict, found in told.items())
     lines = [f"Of {len(outcomes)} published claims: {counts}.", "", "| claim | verdict | measured | published |"]
@@ -197,7 +179,7 @@ def _claims(results: Path, root: Path) -> str:
 def _verdicts(results: Path, root: Path) -> str:
     """Which claims held over all committed runs and which did not, a line a paper."""
     del root
-    outcomes = judge(load_claims(), load_runs([results]))
+    outcomes = _judged(results)
     counts = ", ".join(f"{sum(o.verdict == verdict for o in outcomes)} {verdict}" for verdict in VERDICTS)
     lines = ["| paper | held here | did not hold here | not testable here |", "| --- | --- | --- | ---: |"]
     for paper in dict.fromkeys(outcome.claim.paper for outcome in outcomes):
@@ -221,21 +203,31 @@ def _claim_line(outcome: Outcome) -> str:
     return "| " + " | ".join(escape(cell) for cell in cells) + " |"
 
 
+def _only(tables: Callable[[Evidence], Iterable[Table | None]]) -> Callable[[Path, Path], str]:
+    """A part that is these tables of a run and nothing else."""
+
+    def part(results: Path, root: Path) -> str:
+        evidence = _evidence(results)
+        return _tables(tables(evidence), evidence, results, root)
+
+    return part
+
+
 PARTS: Mapping[str, Callable[[Path, Path], str]] = {
     "quality": _quality,
     "verdicts": _verdicts,
     "overview": _overview,
     "short": _short,
     "contradicted": _contradicted,
-    "decision": _decision,
+    "decision": _only(lambda evidence: [decision_table(evidence)]),
     "passkey": _passkey,
-    "code": _code,
+    "code": _only(code_tables),
     "measures": _measures,
-    "skills": _skills,
-    "speculation": _speculation,
+    "skills": _only(skill_tables),
+    "speculation": _only(speculation_tables),
     "serving": _serving,
-    "correlation": _correlation,
-    "scaling": _scaling,
+    "correlation": _only(lambda evidence: [correlation_table(evidence)]),
+    "scaling": _only(lambda evidence: scaling_tables(evidence, scalings(evidence))),
     "costs": _costs,
     "bench": _bench,
     "claims": _claims,

@@ -158,27 +158,15 @@ def ssd_inputs() -> tuple[Tensor, ...]:
     return x, step, -torch.arange(1, SSD_HEADS + 1).float(), *shared
 
 
-def our_ssd(level: str) -> Side:
-    x, step, A, b, c = ssd_inputs()
+def ssd_forward(scan: Callable[..., Tensor], tensors: Sequence[Tensor], times: int) -> Side:
+    """`times` calls a sample, without gradients."""
 
     def call() -> None:
         with torch.no_grad():
-            for _ in range(QUICK[level]):
-                ssd(x, step, A, b, c, D=torch.ones(SSD_HEADS), backend=level)
+            for _ in range(times):
+                scan(*tensors)
 
-    return Side(call=call, work=QUICK[level] * B * L * SSD_HEADS * SSD_WIDTH)
-
-
-def their_ssd() -> Side:
-    """Hugging Face's chunked form in torch. Raises MissingExtra without transformers."""
-    call = _their_ssd_scan()
-    tensors = their_ssd_inputs()
-
-    def forward() -> None:
-        with torch.no_grad():
-            call(*tensors)
-
-    return Side(call=forward, work=B * L * SSD_HEADS * SSD_WIDTH)
+    return Side(call=call, work=times * B * L * SSD_HEADS * SSD_WIDTH)
 
 
 def ssd_backward(scan: Callable[..., Tensor], tensors: Sequence[Tensor], times: int) -> Side:
@@ -193,7 +181,7 @@ def ssd_backward(scan: Callable[..., Tensor], tensors: Sequence[Tensor], times: 
     return Side(call=call, work=times * B * L * SSD_HEADS * SSD_WIDTH)
 
 
-def _our_ssd_scan(level: str) -> Callable[..., Tensor]:
+def our_ssd_scan(level: str) -> Callable[..., Tensor]:
     return lambda x, step, A, b, c: ssd(x, step, A, b, c, D=torch.ones(SSD_HEADS), backend=level)[0]
 
 
@@ -203,7 +191,7 @@ def their_ssd_inputs() -> tuple[Tensor, ...]:
     return x, step.expm1().log(), A, b, c  # the inverse of the softplus that is part of their operation
 
 
-def _their_ssd_scan() -> Callable[..., Tensor]:
+def their_ssd_scan() -> Callable[..., Tensor]:
     """Hugging Face's chunked form, at the chunk that suits a CPU. Raises MissingExtra without transformers."""
     try:
         from transformers.models.mamba2 import modeling_mamba2 as theirs
@@ -211,6 +199,14 @@ def _their_ssd_scan() -> Callable[..., Tensor]:
         raise MissingExtra(f"{error.name} is not installed; pip install 'archbench[dev]'") from None
     scan = getattr(theirs.mamba2_chunk_scan, "__wrapped__", theirs.mamba2_chunk_scan)
     return lambda *tensors: scan(*tensors, chunk_size=64, D=torch.ones(SSD_HEADS), dt_softplus=True)
+
+
+def our_ssd(level: str) -> Side:
+    return ssd_forward(our_ssd_scan(level), ssd_inputs(), QUICK[level])
+
+
+def their_ssd() -> Side:
+    return ssd_forward(their_ssd_scan(), their_ssd_inputs(), 1)
 
 
 # ---- decoding ----
@@ -337,8 +333,8 @@ TARGETS = [
     _target(
         "ssd-backward", "SSD with 64 states, forward and backward?", 3,
         lambda: Race(
-            ours=ssd_backward(_our_ssd_scan("native"), ssd_inputs(), 4),
-            peer=ssd_backward(_their_ssd_scan(), their_ssd_inputs(), 1),
+            ours=ssd_backward(our_ssd_scan("native"), ssd_inputs(), 4),
+            peer=ssd_backward(their_ssd_scan(), their_ssd_inputs(), 1),
         ),
         peer="HF", seconds=10.0,
     ),

@@ -140,24 +140,20 @@ def _side(step: Step) -> Side:
     return Side(call=step.run, work=step.tokens)
 
 
-def against_llama(d_model: int, n_layers: int, n_heads: int, batch: int, context: int, precision: str) -> Trial:
-    """Equal shape, optimizer, clipping and precision."""
+def against_llama(
+    d_model: int, n_layers: int, n_heads: int, batch: int, context: int, precision: str, *, compiled: bool = False
+) -> Trial:
+    """Equal shape, optimizer, clipping and precision; `compiled` is with torch.compile on their side."""
     config = TransformerConfig(vocab_size=VOCAB, d_model=d_model, n_layers=n_layers, n_heads=n_heads)
     ours = our_step("transformer", config, batch, context, precision)
-    peer = llama_step(config, batch, context, precision)
-    return Race(ours=_side(ours), peer=_side(peer), notes={"tokens a step": f"{ours.tokens:,}"})
-
-
-def against_compiled_llama(d_model: int, n_layers: int, n_heads: int, batch: int, context: int) -> Trial:
-    """As `against_llama`, with torch.compile on their side: two calls, since a second one may compile again."""
-    config = TransformerConfig(vocab_size=VOCAB, d_model=d_model, n_layers=n_layers, n_heads=n_heads)
-    ours = our_step("transformer", config, batch, context, "bf16-mixed")
-    peer = llama_step(config, batch, context, "bf16-mixed", compiled=True)
-    begin = time.perf_counter()
-    peer.run()
-    peer.run()
-    compiling = time.perf_counter() - begin
-    return Race(ours=_side(ours), peer=_side(peer), notes={"their compilation, not counted": f"{compiling:.0f} s"})
+    peer = llama_step(config, batch, context, precision, compiled=compiled)
+    notes = {"tokens a step": f"{ours.tokens:,}"}
+    if compiled:
+        begin = time.perf_counter()
+        for _ in range(2):  # the second call may compile again
+            peer.run()
+        notes["their compilation, not counted"] = f"{time.perf_counter() - begin:.0f} s"
+    return Race(ours=_side(ours), peer=_side(peer), notes=notes)
 
 
 def against_hf_mamba(architecture: str, d_model: int, batch: int, context: int) -> Trial:
@@ -343,7 +339,7 @@ TARGETS = [
         level="lean",
         must=1.0,
         seconds=120,
-        prepare=partial(against_compiled_llama, 128, 8, 2, 4, 256),
+        prepare=partial(against_llama, 128, 8, 2, 4, 256, "bf16-mixed", compiled=True),
     ),
     _peak(128, 2, 0.45, 0.55),
     _peak(256, 4, 0.60, 0.70),
