@@ -14,6 +14,7 @@ import re
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
+from datetime import datetime, timezone
 from functools import cache
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from archbench.claims.run import load_runs
 from archbench.errors import RecordError, suggestion
 from archbench.papers import load_papers
 from archbench.record import newest, read
+from archbench.report import notation
 from archbench.report.choice import decision_table
 from archbench.report.code import code_tables
 from archbench.report.correlation_figure import correlation_table
@@ -249,7 +251,17 @@ def _pictures(results: Path, root: Path, figures: Iterable[tuple[str, str]]) -> 
 def _made_by(evidence: Evidence, results: Path, root: Path) -> str:
     facts = dict(subtitle(evidence.records))
     file = newest(results).resolve().relative_to(root.resolve())
-    return f"\nMade by `{facts['command']}` on {facts['machine']} ({facts['date']}); records in `{file}`."
+    return (
+        f"\nMade by `{facts['command']}` on {facts['machine']} ({facts['date']}), {_took(evidence, file)} from "
+        f"its start to its last record; records in `{file}`."
+    )
+
+
+def _took(evidence: Evidence, file: Path) -> str:
+    """How long a run lasted, pauses between sittings included: a results file is named by when it began."""
+    began = datetime.strptime(file.name.partition("-")[0], "%Y%m%dT%H%M%SZ").replace(tzinfo=timezone.utc)
+    ended = max(datetime.fromisoformat(record.created) for record in evidence.records)
+    return notation.plain((ended - began).total_seconds(), "s")
 
 
 def _narrowed(table: Table) -> Table:
