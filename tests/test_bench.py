@@ -59,13 +59,28 @@ def test_a_ratio_is_per_unit_of_work():
     assert race.samples["cpu"] == pytest.approx([4.0] * 3, rel=0.3)
 
 
-def test_sides_take_turns_and_the_first_round_is_thrown_away():
+def test_sides_take_turns_after_warming_up():
     order = []
-    race = Race(ours=Side(call=lambda: order.append("ours")), peer=Side(call=lambda: order.append("peer")))
+
+    def side(name, seconds):
+        return Side(call=lambda: (order.append(name), burn(seconds))[1])
+
+    race = Race(ours=side("ours", 0.01), peer=side("peer", 0.01))
     for _ in range(3):
         race.turn()
-    assert order == ["ours", "peer", "ours", "peer", "peer", "ours", "ours", "peer"]
+    warming = ["ours", "peer", "ours", "peer"]
+    assert order == [*warming, "ours", "peer", "peer", "ours", "ours", "peer"]
     assert len(race.samples["cpu"]) == 3
+
+
+def test_the_quicker_side_has_as_much_time_as_the_slower_one():
+    calls = []
+    quick = Side(call=lambda: (calls.append(1), burn(0.002))[1], prepare=lambda: calls.append(0))
+    race = Race(ours=quick, peer=Side(call=lambda: burn(0.04)))
+    for _ in range(2):
+        race.turn()
+    assert 2 + 2 * 10 <= sum(calls) <= 2 + 2 * 30 and sum(calls) == calls.count(0)  # 20 calls a turn, each prepared
+    assert race.samples["cpu"] == pytest.approx([20.0] * 2, rel=0.5)
 
 
 @pytest.mark.parametrize(

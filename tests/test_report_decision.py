@@ -9,7 +9,18 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from test_report import FLAGS, MAMBA, TRANSFORMER, Model, a_browser, measured, usual, without_likelihood, written
+from test_report import (
+    FLAGS,
+    MAMBA,
+    TRANSFORMER,
+    Model,
+    a_browser,
+    measured,
+    record,
+    usual,
+    without_likelihood,
+    written,
+)
 from test_report_looks import row
 from typer.testing import CliRunner
 
@@ -129,6 +140,9 @@ def sized(label: str, law: object, sizes: tuple[float, ...] = (1e5, 4e5, 1e6)) -
     return records
 
 
+WANTED_OF_A_LAW = (("cost", "parameters"), ("likelihood", "bits_per_byte"), ("training", "bytes"))
+
+
 def test_laws_of_several_sizes_are_fitted_and_cross() -> None:
     records = [*sized("early", lambda n: 1.0 + 9 * n**-0.2), *sized("late", lambda n: 0.6 + 28 * n**-0.28)]
     found = Evidence(records)
@@ -139,6 +153,11 @@ def test_laws_of_several_sizes_are_fitted_and_cross() -> None:
     with house_style():
         (drawing,) = scaling_figure(found, styles(found.rows), laws)
     assert len(drawing.data) == 18
+    void = Model("late", bits=1, first=1, slope=0, state=1, growth=0, parameters=4e6, size="small")
+    lacking = [record(void, *wanted, None, reason="void") for wanted in WANTED_OF_A_LAW]
+    with house_style():
+        (again,) = scaling_figure(Evidence([*records, *lacking]), styles(Evidence([*records, *lacking]).rows), laws)
+    assert len(again.data) == 18, "a cell that gave no numbers is no mark"
     assert scalings(Evidence(list(measured(MAMBA)))) == {}
 
 

@@ -4,18 +4,24 @@
     ratio     (peer's seconds per unit of work) / (ours' seconds per unit of work), within the round
 
 The two calls of a round are neighbours in time, so that what else the machine does falls on both; who goes first
-alternates, so that neither is always the one that finds warm caches. The first round warms up and is thrown away. CPU
-time is that of all threads of the process and decides; wall time stands beside it.
+alternates, so that neither is always the one that finds warm caches. The quicker side's call is repeated within its
+turn until it has had as much time as the other's single call, up to ENOUGH_S: a call of a millisecond behind one of a
+hundred mostly measures how long the caches take to fill again. Calls before the first round warm up and tell how often
+that is. CPU time is that of all threads of the process and decides; wall time stands beside it.
 """
 
 from __future__ import annotations
 
 import gc
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Union
 
 from archbench.clocks import CLOCKS, TICK, collector_paused
+
+ENOUGH_S = 0.1
+"""Seconds after which a turn is long enough, whatever the other side takes."""
 
 
 def _nothing() -> None:
@@ -43,12 +49,11 @@ class Race:
     explain: Callable[[float], Mapping[str, str]] | None = None
     samples: dict[str, list[float]] = field(default_factory=lambda: {clock: [] for clock in CLOCKS})
     _taken: list[dict[str, dict[str, float]]] = field(default_factory=list)
-    _warm: bool = False
+    _calls: dict[str, int] = field(default_factory=dict)
 
     def turn(self) -> None:
-        if not self._warm:
-            self._round(0)
-            self._warm = True
+        if not self._calls:
+            self._calls = self._warmed_up()
         taken = self._round(len(self._taken))
         self._taken.append(taken)
         for clock, ratios in self.samples.items():
@@ -58,24 +63,47 @@ class Race:
         """Seconds per unit of work, by side ("ours", "peer") and clock."""
         return {side: {clock: [taken[side][clock] for taken in self._taken] for clock in CLOCKS} for side in _SIDES}
 
+    def _warmed_up(self) -> dict[str, int]:
+        """Calls of each side in a turn."""
+        for name in _SIDES:
+            _called(self._side(name))  # loads and compiles
+        spent = {name: _called(self._side(name)) for name in _SIDES}
+        turn = min(max(spent.values()), ENOUGH_S)
+        return {name: max(1, round(turn / seconds)) for name, seconds in spent.items()}
+
     def _round(self, number: int) -> dict[str, dict[str, float]]:
-        sides = {"ours": self.ours, "peer": self.peer}
         gc.collect()
         with collector_paused():
-            return {name: _seconds(sides[name]) for name in (_SIDES if number % 2 == 0 else _SIDES[::-1])}
+            order = _SIDES if number % 2 == 0 else _SIDES[::-1]
+            return {side: _seconds(self._side(side), self._calls[side]) for side in order}
+
+    def _side(self, name: str) -> Side:
+        return self.ours if name == "ours" else self.peer
 
 
 _SIDES = ("ours", "peer")
 
 
-def _seconds(side: Side) -> dict[str, float]:
-    """Seconds per unit of work by each clock."""
-    begin = {clock: read() for clock, read in CLOCKS.items()}
-    done = side.call()
-    end = {clock: read() for clock, read in CLOCKS.items()}
+def _called(side: Side) -> float:
+    """Wall seconds of a call."""
+    begin = time.perf_counter()
+    side.call()
+    seconds = time.perf_counter() - begin
     side.prepare()
-    work = float(done) if isinstance(done, (int, float)) else side.work
-    return {clock: max(end[clock] - begin[clock], TICK) / work for clock in CLOCKS}
+    return max(seconds, TICK)
+
+
+def _seconds(side: Side, calls: int) -> dict[str, float]:
+    """Seconds per unit of work by each clock, over so many calls."""
+    spent, work = dict.fromkeys(CLOCKS, 0.0), 0.0
+    for _ in range(calls):
+        begin = {clock: read() for clock, read in CLOCKS.items()}
+        done = side.call()
+        for clock, read in CLOCKS.items():
+            spent[clock] += max(read() - begin[clock], TICK)
+        work += float(done) if isinstance(done, (int, float)) else side.work
+        side.prepare()
+    return {clock: seconds / work for clock, seconds in spent.items()}
 
 
 @dataclass(kw_only=True)

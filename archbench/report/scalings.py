@@ -11,7 +11,7 @@ import pandas as pd
 from archbench.report import drawing, notation, table
 from archbench.report.budget import training_bytes
 from archbench.report.drawing import Drawing
-from archbench.report.evidence import Evidence, known
+from archbench.report.evidence import Evidence
 from archbench.report.palette import Style
 from archbench.report.rows import Row
 from archbench.report.table import Column, Table, TableCell
@@ -172,7 +172,9 @@ def scaling_figure(evidence: Evidence, styles: Mapping[Row, Style], laws: Mappin
             low, high = np.percentile(curves, [2.5, 97.5], axis=0)
             axes.fill_between(xs, low, high, color=look.colour, alpha=0.12, linewidth=0)
         for row in own:
-            parameters = known(evidence.find(row, "cost", "parameters", kind="total"))
+            parameters = evidence.find(row, "cost", "parameters", kind="total").value
+            if parameters is None:
+                continue  # a cell that is void, or could not be trained
             for record in evidence.records_of(row, "likelihood", "bits_per_byte", state=STATE):
                 assert record.value is not None
                 axes.plot(
