@@ -70,7 +70,7 @@ def duration(seconds: float) -> str:
 def print_plan(plan: Plan, threads: int, trials: Plan | None = None) -> None:
     """The cells with their estimates, then the jobs that do not exist with the reasons; `trials` of learning rates come
     before."""
-    from archbench.estimate import estimate
+    from archbench.estimate import estimate, training_memory
 
     console.print(f"{plan.suite.name}: {plan.suite.description}", soft_wrap=True)
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
@@ -88,7 +88,7 @@ def print_plan(plan: Plan, threads: int, trials: Plan | None = None) -> None:
             f"{quantity(cost.parameters)}\n{cell.residual:+.1%}",
             "" if cost.steps is None else f"{cost.steps:,}",
             quantity(cost.training_flops, "FLOP"),
-            quantity(cost.memory_bytes, "B"),
+            quantity(training_memory(cell), "B"),
             duration(cost.seconds),
         )
     if trained:

@@ -26,13 +26,12 @@ ASSUMED_UTILISATION = 0.25
 
 @dataclass(frozen=True, kw_only=True)
 class Estimate:
-    """Costs of training one cell. `memory_bytes` counts weights, gradients, optimizer and the activations saved for
-    the backward pass; `seconds` are of one worker, measuring excluded; `basis` says how the time was found."""
+    """Costs of training one cell: `seconds` are of one worker, measuring excluded; `basis` says how the time was
+    found."""
 
     parameters: int
     steps: int | None
     training_flops: float
-    memory_bytes: int
     seconds: float
     basis: str
 
@@ -41,17 +40,14 @@ def estimate(cell: Cell, threads: int = 1) -> Estimate:
     """Costs of training `cell` with `threads` threads on this machine's CPU."""
     torch.set_num_threads(threads)
     architecture, training = registry.architecture(cell.architecture), cell.training
-    with torch.device("meta"):
-        shell = architecture.build(cell.config, None)
+    shell = _shell(cell)
     flops_per_step = shell.flops().training(training.context) * training.batch
     stream = tokenize(corpus_of(cell.corpus).train, codec_from(cell.codec, corpus_of(cell.corpus)), cell.seed)
     steps = steps_of(training, flops_per_step, stream.bytes_per_token)
     parameters = sum(parameter.numel() for parameter in shell.parameters())
-    width = training.context + architecture.traits(cell.config).lookahead
-    saved = _saved_bytes(shell, torch.zeros(training.batch, width, dtype=torch.long, device="meta"))
     if flops_per_step <= PROBE_FLOPS:
         model = architecture.build(cell.config, torch.Generator().manual_seed(cell.seed))
-        per_step = _step_seconds(model, torch.randint(1, cell.config.vocab_size, (training.batch, width)))
+        per_step = _step_seconds(model, torch.randint(1, cell.config.vocab_size, _batch(cell)))
         basis = "timed steps"
     else:
         per_step = flops_per_step / (ASSUMED_UTILISATION * matmul_peak(torch.float32))
@@ -64,10 +60,28 @@ def estimate(cell: Cell, threads: int = 1) -> Estimate:
         parameters=parameters,
         steps=steps,
         training_flops=flops_per_step * steps,
-        memory_bytes=16 * parameters + saved,  # fp32 weight, gradient and two moments
         seconds=seconds,
         basis=basis,
     )
+
+
+def training_memory(cell: Cell) -> int:
+    """Bytes of weights, gradients, optimizer and the activations saved for the backward pass."""
+    shell = _shell(cell)
+    parameters = sum(parameter.numel() for parameter in shell.parameters())
+    saved = _saved_bytes(shell, torch.zeros(_batch(cell), dtype=torch.long, device="meta"))
+    return 16 * parameters + saved  # fp32 weight, gradient and two moments
+
+
+def _shell(cell: Cell) -> SequenceModel:
+    """The model without numbers."""
+    with torch.device("meta"):
+        return registry.architecture(cell.architecture).build(cell.config, None)
+
+
+def _batch(cell: Cell) -> tuple[int, int]:
+    lookahead = registry.architecture(cell.architecture).traits(cell.config).lookahead
+    return cell.training.batch, cell.training.context + lookahead
 
 
 def _saved_bytes(model: SequenceModel, tokens: torch.Tensor) -> int:

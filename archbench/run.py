@@ -286,6 +286,7 @@ class _Run:
 
     def _common(self, name: str) -> Task:
         return {
+            "corpora": sorted({cell.corpus for cell in self.plan.cells if not cell.pretrained}),
             "checkpoints": str(self.checkpoints),
             "log": str(self.options.out / "logs" / f"{name}.log"),
             "threads": self.options.threads,

@@ -11,7 +11,8 @@ import time
 
 import pytest
 
-from archbench.errors import MissingExtra
+from archbench.errors import ArchbenchError, MissingExtra
+from archbench.executors.nursery import Nursery
 from archbench.plan import make_plan
 from archbench.record import load, newest, read
 from archbench.run import Options, run
@@ -219,10 +220,31 @@ def test_workers_end_with_their_parent(suite, tmp_path):
     process.kill()
     process.wait()
     time.sleep(1.0)
-    (partial,) = out.glob("checkpoints/*/partial.safetensors")
-    stamp = partial.stat().st_mtime_ns
+    stamps = {path: path.stat().st_mtime_ns for path in out.glob("checkpoints/*/partial.safetensors")}
     time.sleep(1.0)
-    assert partial.stat().st_mtime_ns == stamp
+    assert stamps and all(path.stat().st_mtime_ns == stamp for path, stamp in stamps.items())
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="workers are forked on Linux only")
+def test_a_nursery_tells_how_its_children_ended_and_that_it_is_gone_itself(tmp_path):
+    log = (tmp_path / "worker.log").open("w")
+    nursery = Nursery(["no such corpus"], {**os.environ, "OMP_NUM_THREADS": "1"}, tmp_path / "nursery.log")
+    garbled, waiting, killed = children = [nursery.start(log.fileno()) for _ in range(3)]
+    garbled.stdin.write("no task\n")
+    garbled.stdin.close()
+    assert garbled.wait(30) == 1 and "JSONDecodeError" in (tmp_path / "worker.log").read_text()
+    with pytest.raises(subprocess.TimeoutExpired):
+        waiting.wait(0.05)
+    killed.kill()
+    assert killed.wait(30) == -signal.SIGKILL
+    waiting.stdin.close()
+    assert waiting.wait(30) == 1
+    nursery._process.kill()
+    with pytest.raises(ArchbenchError, match=r"the process that starts workers ended with code -9; see .*nursery\.log"):
+        nursery.start(log.fileno())
+    nursery.close()
+    for file in (log, *(end for child in children for end in (child.stdin, child.stdout))):
+        file.close()
 
 
 def test_ray_without_the_extra_says_how_to_get_it(suite, tmp_path, monkeypatch):

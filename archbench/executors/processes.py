@@ -1,4 +1,8 @@
-"""One process a task, at most `n_workers` at a time. A process that dies takes only its own task with it."""
+"""One process a task, at most `n_workers` at a time. A process that dies takes only its own task with it.
+
+Processes come from a nursery, which has imported everything, where forking a process that has imported torch is safe:
+on Linux. Elsewhere each starts from nothing.
+"""
 
 from __future__ import annotations
 
@@ -12,8 +16,10 @@ import sys
 import threading
 from collections.abc import Sequence
 from pathlib import Path
+from typing import IO
 
 from archbench.executors import Event, Handle, Task
+from archbench.executors.nursery import Child, Nursery
 
 GRACE_S = 5.0
 """How long an interrupted training may take to save what it reached."""
@@ -27,11 +33,12 @@ def run(tasks: Sequence[Task], handle: Handle, n_workers: int) -> None:
     waiting = list(enumerate(tasks))[::-1]
     running: dict[int, _Process] = {}
     events: queue.Queue[tuple[int, Event]] = queue.Queue()
+    nursery = _nursery(tasks) if sys.platform == "linux" else None
     try:
         while waiting or running:
             while waiting and len(running) < n_workers:
                 index, task = waiting.pop()
-                running[index] = _Process(index, task, events)
+                running[index] = _Process(index, task, events, nursery)
             index, event = events.get()
             if event["event"] == "ended":
                 reason = running.pop(index).reason_of_death()
@@ -44,25 +51,43 @@ def run(tasks: Sequence[Task], handle: Handle, n_workers: int) -> None:
             process.ask_to_end()
         for process in running.values():
             process.end()
+        if nursery is not None:
+            nursery.close()
+
+
+def _nursery(tasks: Sequence[Task]) -> Nursery:
+    corpora = {corpus for task in tasks for corpus in task["corpora"]}
+    log = Path(tasks[0]["log"]).parent / "nursery.log"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    return Nursery(sorted(corpora), _environment(tasks[0]), log)
+
+
+def _environment(task: Task) -> dict[str, str]:
+    threads = str(task["threads"])
+    return {**os.environ, "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
+
+
+def _popen(task: Task, log: IO[str]) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "archbench.worker"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=log,
+        text=True,
+        encoding="utf-8",
+        env=_environment(task),
+    )
 
 
 class _Process:
     """A worker process and the thread that reads its events."""
 
-    def __init__(self, index: int, task: Task, events: queue.Queue[tuple[int, Event]]) -> None:
+    def __init__(self, index: int, task: Task, events: queue.Queue[tuple[int, Event]], nursery: Nursery | None) -> None:
         self.log = Path(task["log"])
         self.log.parent.mkdir(parents=True, exist_ok=True)
-        threads = str(task["threads"])
-        environment = {**os.environ, "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
         with self.log.open("w", encoding="utf-8") as log:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "archbench.worker"],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=log,
-                text=True,
-                encoding="utf-8",
-                env=environment,
+            self.process: subprocess.Popen[str] | Child = (
+                nursery.start(log.fileno()) if nursery is not None else _popen(task, log)
             )
         self.done = False
         threading.Thread(target=self._read, args=(index, task, events), daemon=True).start()
