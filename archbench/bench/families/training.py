@@ -21,11 +21,14 @@ from archbench.architectures.transformer import TransformerConfig
 from archbench.bench.families.recurrent import hf_mamba, hf_mamba2, mamba, mamba2
 from archbench.bench.target import Target
 from archbench.bench.trial import Race, Reading, Side, Trial
-from archbench.cell import Budget, Training
+from archbench.cell import Budget, Cell, Training
 from archbench.errors import MissingExtra
+from archbench.levels import BEST, at_level
 from archbench.metrics.memory import peak_bytes
 from archbench.model import Batch, Loss, parameters_of
+from archbench.plan import make_plan
 from archbench.sizes import solve
+from archbench.suite import load_suite
 from archbench.train import autocast, descend, gradients_of, optimizer_of
 
 CPU = torch.device("cpu")
@@ -207,6 +210,51 @@ def heads_against_baseline(precision: str, **options: Any) -> Trial:
     return Race(ours=_side(ours), peer=_side(peer))
 
 
+def by_the_ladder(suite: str) -> Trial:
+    """A step of each cell of a suite that reads bytes and learns by gradient, as the trainer runs it here (best level,
+    the quicker of fp32 and bf16), against the same steps at level `reference` in fp32."""
+    plan = make_plan(load_suite(suite))
+    cells = [cell for cell in plan.trained_cells if cell.codec == "bytes" and _learns_by_gradient(cell)]
+    best, chosen = [], []
+    for cell in cells:
+        built = partial(our_step, cell.architecture, cell.config, cell.training.batch, cell.training.context)
+        precision, step = min(
+            ((precision, built(precision)) for precision in ("fp32", "bf16-mixed")),
+            key=lambda pair: _warm_seconds(pair[1]),
+        )
+        best.append(step)
+        chosen.append(precision)
+    with at_level("reference"):
+        reference = [
+            our_step(cell.architecture, cell.config, cell.training.batch, cell.training.context, "fp32")
+            for cell in cells
+        ]
+
+    def run(steps: list[Step], level: str) -> None:
+        with at_level(level):
+            for step in steps:
+                step.run()
+
+    return Race(
+        ours=Side(call=partial(run, best, BEST), work=len(cells)),
+        peer=Side(call=partial(run, reference, "reference"), work=len(cells)),
+        notes={"steps": f"{len(chosen)} cells', {chosen.count('bf16-mixed')} of them in bf16-mixed"},
+    )
+
+
+def _learns_by_gradient(cell: Cell) -> bool:
+    with torch.device("meta"):
+        model = registry.architecture(cell.architecture).build(cell.config, None)
+    return bool(model.phases()[0].groups)
+
+
+def _warm_seconds(step: Step) -> float:
+    step.run()
+    begin = time.thread_time()
+    step.run()
+    return time.thread_time() - begin
+
+
 def head_by_head_memory(vocab_size: int, n_future: int) -> Trial:
     """Peak memory of forward and backward, head by head over all heads at once."""
     found = registry.architecture("mtp")
@@ -347,6 +395,16 @@ TARGETS = [
     _mamba(512, 4, "bf16-mixed", 1.0),
     _mamba(4096, 1, "fp32", 2.0),
     _mamba(4096, 1, "bf16-mixed", 2.0),
+    Target(
+        id="training/quick",
+        question="How much less time do the training steps of the suite `quick` take than at level reference?",
+        ours="as the suite trains",
+        peer="level reference, fp32",
+        must=2.0,
+        turns=6,
+        seconds=120,
+        prepare=partial(by_the_ladder, "quick"),
+    ),
     *(
         Target(
             id=f"training/{name}-hf",
