@@ -3,7 +3,9 @@
     L(N, D) = E + A N^-a + B D^-b        N parameters, D bytes of training text, L bits per byte
 
 Terms that the runs cannot tell apart are left out: the data term where all runs read equally much, the size term where
-all are equally large, and E where there are only two sizes (two numbers cannot hold three). For given exponents the law
+all are equally large, and E where one of the terms that remain has only two places to stand on (two numbers cannot
+hold three). Two sizes at two budgets differ in three things, too few for two terms: only the runs of the larger budget
+count then. For given exponents the law
 is linear in E, A and B, which are kept from being negative; so only the exponents are searched, on a grid and then
 locally (variable projection). The parabola through the minima of equal-compute curves is not used: it is biased even
 without noise. Intervals are percentiles over runs drawn with replacement within each (N, D), which says how the luck of
@@ -31,7 +33,7 @@ REACH = 10.0
 RESAMPLES = 100
 _EXPONENTS = np.geomspace(0.02, 1.5, 40)
 _FEWEST_FOR_FLOOR = 3
-"""Sizes from which on an irreducible loss E is fitted."""
+"""Sizes, and budgets if they have a term, from which on an irreducible loss E is fitted."""
 BOUNDS = (1e-3, 3.0)
 """Between these an exponent is searched."""
 
@@ -128,21 +130,32 @@ def fit(runs: Sequence[Run], resamples: int = RESAMPLES, seed: int = 0) -> Scali
     sizes = sorted({run.parameters for run in runs})
     if len(sizes) < 2:
         raise UnsupportedError(f"{len(sizes)} size(s) measured; a scaling law needs two at least")
+    runs = _telling(runs)
     whole = _law(runs)
     smaller = [run for run in runs if run.parameters < sizes[-1]]
     check: dict[str, float | Interval | None] = {}
     if len(sizes) > 2:
         largest = [run for run in runs if run.parameters == sizes[-1]]
-        n_bytes = float(np.mean([run.bytes for run in largest]))
         law = _law(smaller)
-        spread = [drawn._at(sizes[-1], n_bytes) for drawn in _draws(smaller, law, resamples, seed)]
+
+        def predicted(law: Law) -> float:
+            return float(np.mean([law._at(run.parameters, run.bytes) for run in largest]))
+
+        spread = [predicted(drawn) for drawn in _draws(smaller, law, resamples, seed)]
         check = {
             "held_out": float(np.mean([run.loss for run in largest])),
-            "predicted": law._at(sizes[-1], n_bytes),
+            "predicted": predicted(law),
             "predicted_interval": percentile_interval(spread) if len(spread) > 1 else None,
         }
     draws = _draws(runs, whole, resamples, seed)
     return Scaling(law=whole, draws=draws, n_runs=len(runs), n_sizes=len(sizes), **check)  # type: ignore[arg-type]
+
+
+def _telling(runs: Sequence[Run]) -> Sequence[Run]:
+    """All runs, but of two sizes at two budgets those of the larger one."""
+    budgets = {run.bytes for run in runs}
+    two_by_two = len({run.parameters for run in runs}) == len(budgets) == 2 and len({run.place for run in runs}) == 4
+    return [run for run in runs if run.bytes == max(budgets)] if two_by_two else runs
 
 
 def crossing(first: str, a: Scaling, second: str, b: Scaling, n_bytes: float) -> LawCrossing | None:
@@ -225,13 +238,15 @@ def _law(runs: Sequence[Run], near: Law | None = None) -> Law:
     unit = float(np.exp(np.log(sizes).mean())), float(np.exp(np.log(data).mean()))
     n_sizes, n_data = len(np.unique(sizes)), len(np.unique(data))
     own_data = len({run.place for run in runs}) > n_sizes  # data that is a function of size cannot be told from it
+    with_data = n_data > 1 and own_data
+    fewest = min(n_sizes, n_data) if with_data else n_sizes
     terms = _Terms(
         sizes=sizes / unit[0],
         data=data / unit[1],
         losses=np.array([run.loss for run in runs]),
         with_size=n_sizes > 1,
-        with_data=n_data > 1 and own_data,
-        with_floor=len({run.place for run in runs}) >= _FEWEST_FOR_FLOOR,
+        with_data=with_data,
+        with_floor=fewest >= _FEWEST_FOR_FLOOR,
     )
     n_exponents = terms.with_size + terms.with_data
     if near is None:

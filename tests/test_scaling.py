@@ -40,6 +40,23 @@ def test_two_sizes_make_a_pure_power_law():
     assert scaling.held_out is None and scaling.draws == ()
 
 
+def test_two_sizes_and_two_budgets_hold_no_floor():
+    def law(n, d):
+        return 30 * n**-0.3 + 400 * d**-0.45
+
+    found = fit(runs(law, sizes=SIZES[:2], data=(5e5, 2e6, 8e6), seeds=1)).law
+    assert (found.E, found.a, found.b) == pytest.approx((0, 0.3, 0.45), abs=2e-3)
+    found = fit(runs(law, sizes=SIZES[:2], data=(5e5, 2e6), seeds=1)).law
+    assert (found.E, found.B) == (0, 0) and found.loss(SIZES[1], 2e6) == pytest.approx(law(SIZES[1], 2e6))
+    three = fit(runs(lambda n, d: 1 + 30 * n**-0.3 + 400 * d**-0.45, data=(5e5, 2e6), seeds=1))
+    assert three.law.E == 0, "two budgets hold no floor either"
+
+
+def test_the_largest_size_is_predicted_at_each_of_its_budgets():
+    scaling = fit(runs(lambda n, d: 0.9 + 25 * n**-0.32 + 4e4 * d**-0.9, data=(1e5, 2e6, 8e7), seeds=1))
+    assert scaling.predicted == pytest.approx(scaling.held_out, rel=5e-3)
+
+
 def test_one_size_is_no_law():
     with pytest.raises(UnsupportedError, match=r"1 size\(s\) measured"):
         fit(runs(lambda n, d: 2.0, sizes=(1e5,)))
