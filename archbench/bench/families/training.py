@@ -35,6 +35,9 @@ CPU = torch.device("cpu")
 RATE = 1e-3
 VOCAB = 256
 HEADS = "further heads unembed once more each: by FLOPs alone 4 heads come to 0.95 of the baseline, 8 heads to 0.89"
+BESIDE_PRODUCTS = (
+    "scan and convolution take a third of a step, beside products that are no cheaper than a Transformer's"
+)
 SCAN = "the scan is computed in fp32, while the Transformer's time is in products, which bf16 makes cheaper"
 
 
@@ -355,7 +358,7 @@ def _mamba(context: int, batch: int, precision: str, must: float) -> Target:
         must=must,
         turns=7,
         seconds=40,
-        why_missed=SCAN if precision != "fp32" else "",
+        why_missed=SCAN if precision != "fp32" else BESIDE_PRODUCTS,
         prepare=partial(equal_size, "mamba", "mini", batch, context, precision),
     )
 

@@ -20,9 +20,11 @@
 #define PAIRS (PANEL / PAIR)    /* such pairs of vectors in a panel */
 
 #if LANES == 16 || defined(__aarch64__)
-#define ROWS 8 /* 16 sums, 32 vector registers */
+#define ROWS 12 /* 24 sums, 32 vector registers */
+#define SUMS 8  /* rows times panels taken at once, where there is a choice */
 #else
 #define ROWS 4
+#define SUMS 4
 #endif
 
 #define AHEAD 32          /* inputs */
@@ -63,11 +65,11 @@ static __attribute__((noinline)) void put(float *to, vf sum, ptrdiff_t left, int
   if (left > 0) store(to, add ? sum + load(to, left) : sum, left);
 }
 
-/* `rows` rows times `count` panels from `panel` on, of each the columns of one pair. rows * count <= 8. `far` asks for
+/* `rows` rows times `count` panels from `panel` on, of each the columns of one pair. rows * count <= 12. `far` asks for
  * weights ahead of their use: with several rows the processor's own guesses come too late for a large matrix. */
 INLINE void tile(const int rows, const int count, const int half, const int far, const struct panels *w, ptrdiff_t panel,
                  ptrdiff_t pair, const float *x, ptrdiff_t x_row, float *y, ptrdiff_t y_row, int add) {
-  vf low[8] = {{0}}, high[8] = {{0}};
+  vf low[12] = {{0}}, high[12] = {{0}};
   const void *from[4];
   UNROLL
   for (int c = 0; c < count; c++) from[c] = panel_at(w, half, panel + c);
@@ -107,7 +109,7 @@ INLINE void tile(const int rows, const int count, const int half, const int far,
 /* Panels taken at once with so many rows, of `left` ones: enough sums to keep the multipliers busy, few enough for the
  * registers. */
 INLINE int beside(ptrdiff_t rows, ptrdiff_t left) {
-  const int most = rows == 1 ? 4 : rows == 2 ? ROWS / 2 : rows <= ROWS / 2 ? ROWS / 4 : 1;
+  const int most = rows == 1 ? 4 : rows == 2 ? SUMS / 2 : rows <= SUMS / 2 ? SUMS / 4 : 1;
   return left >= most ? most : left >= 2 ? 2 : 1;
 }
 
@@ -131,7 +133,7 @@ INLINE void product_of(const int half, const struct panels *w, const float *x, p
           case 2 * 8 + 2: TILE(2, 2, 0); break;
           case 3 * 8 + 1: TILE(3, 1, 0); break;
           case 4 * 8 + 1: TILE(4, 1, 0); break;
-#if ROWS == 8
+#if ROWS == 12
           case 2 * 8 + 4: TILE(2, 4, 0); break;
           case 3 * 8 + 2: far ? TILE(3, 2, 1) : TILE(3, 2, 0); break;
           case 4 * 8 + 2: far ? TILE(4, 2, 1) : TILE(4, 2, 0); break;
@@ -139,6 +141,10 @@ INLINE void product_of(const int half, const struct panels *w, const float *x, p
           case 6 * 8 + 1: TILE(6, 1, 1); break;
           case 7 * 8 + 1: TILE(7, 1, 1); break;
           case 8 * 8 + 1: TILE(8, 1, 1); break;
+          case 9 * 8 + 1: TILE(9, 1, 1); break;
+          case 10 * 8 + 1: TILE(10, 1, 1); break;
+          case 11 * 8 + 1: TILE(11, 1, 1); break;
+          case 12 * 8 + 1: TILE(12, 1, 1); break;
 #endif
         }
 #undef TILE
