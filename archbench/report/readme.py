@@ -89,13 +89,18 @@ def _judged(results: Path) -> list[Outcome]:
 
 def _quality(results: Path, root: Path) -> str:
     """Headline, quality table and two plots of a run."""
+    return _ranked(results, root, FIGURES)
+
+
+def _ranked(results: Path, root: Path, figures: Iterable[tuple[str, str]] = ()) -> str:
+    """Who leads, along which axis they were made equal, and the quality table."""
     evidence = _evidence(results)
     head = headline(evidence, [])
     lines = [*(escape(paragraph) + "\n" for paragraph in head.paragraphs)]
     if head.exploratory:
         lines.append(f"> **Exploratory.** {escape('; '.join(head.exploratory))}.\n")
     lines += table_lines(_narrowed(quality_table(evidence)))
-    lines += _pictures(results, root, FIGURES)
+    lines += _pictures(results, root, figures)
     return "\n".join([*lines, _made_by(evidence, results, root)])
 
 
@@ -217,6 +222,7 @@ def _only(tables: Callable[[Evidence], Iterable[Table | None]]) -> Callable[[Pat
 
 PARTS: Mapping[str, Callable[[Path, Path], str]] = {
     "quality": _quality,
+    "ranked": _ranked,
     "verdicts": _verdicts,
     "overview": _overview,
     "short": _short,
