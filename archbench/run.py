@@ -4,10 +4,11 @@ Layout of a run's folder (results/<suite> unless said otherwise):
 
     <start time>-<plan id>.jsonl   the records, one line a quantity; the newest file is the current run
     checkpoints/<address>/         trained cells, shared by all runs of the folder
-    logs/                          what workers printed
+    logs/                          what workers printed; `begun` names the results files that were begun in this folder
     tuning/                        the trials of a suite that tunes its learning rates, a run of their own
 
-What an earlier run of the folder has answered is carried over, not measured again. Failed jobs are tried again.
+What an earlier run of the folder has answered is carried over, not measured again. Failed jobs are tried again. Results
+files that came from elsewhere, as those that a repository holds, answer nothing: their numbers are another machine's.
 """
 
 from __future__ import annotations
@@ -307,13 +308,19 @@ def _job_data(job: Job) -> dict[str, Any]:
 
 
 def _results_file(out: Path, plan: Plan) -> tuple[Path, list[Path]]:
-    """The plan's results file, new or begun earlier, and all results files of the folder, oldest first."""
-    files = sorted(out.glob("*.jsonl"))
+    """The plan's results file, new or begun earlier, and all that were begun in the folder, oldest first."""
+    ledger = out / "logs" / "begun"
+    names = ledger.read_text(encoding="utf-8").split() if ledger.exists() else []
+    files = sorted(path for path in (out / name for name in names) if path.exists())
     own = [path for path in files if path.stem.endswith(f"-{plan.id}")]
     if own:
         return own[-1], files
     start = datetime.now(timezone.utc).strftime("%Y%m%dT%H%M%SZ")
-    return out / f"{start}-{plan.id}.jsonl", files
+    path = out / f"{start}-{plan.id}.jsonl"
+    ledger.parent.mkdir(parents=True, exist_ok=True)
+    with ledger.open("a", encoding="utf-8") as begun:
+        begun.write(f"{path.name}\n")
+    return path, files
 
 
 def _answered(files: Iterable[Path], jobs: dict[str, Job]) -> dict[str, list[Record]]:

@@ -1,6 +1,7 @@
 """What the README shows is what the committed runs say."""
 
 import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -11,10 +12,17 @@ from archbench.report.readme import fill, main
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def test_the_readme_is_up_to_date_with_the_committed_runs():
-    """If this fails: `make readme`."""
+def test_the_readme_is_up_to_date_with_the_committed_runs(tmp_path):
+    """If this fails: `make readme`. What was run here since and is not committed does not count."""
+    listed = subprocess.run(["git", "ls-files", "-z", "results"], cwd=ROOT, capture_output=True, text=True, check=False)
+    if listed.returncode:
+        pytest.skip(f"not a checkout: {listed.stderr.strip()}")
+    for name in filter(None, listed.stdout.split("\0")):
+        if (ROOT / name).exists() and name.endswith(".jsonl"):
+            (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, tmp_path / name)
     text = (ROOT / "README.md").read_text()
-    assert fill(text, ROOT) == text
+    assert fill(text, tmp_path) == text
 
 
 def test_the_readme_links_to_files_that_are_there():

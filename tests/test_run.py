@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -86,6 +87,20 @@ def test_a_second_run_trains_and_measures_nothing(suite, tmp_path):
     assert again.carried == 4
     assert again.trained == 0
     assert events == []
+
+
+def test_records_from_elsewhere_answer_nothing(suite, tmp_path):
+    """As those that a fresh clone of a repository holds."""
+    there, _ = go(suite, tmp_path / "there")
+    (tmp_path / "here").mkdir()
+    committed = tmp_path / "here" / there.path.name.replace("20", "19", 1)
+    shutil.copy(there.path, committed)
+    whole = committed.read_text()
+    here, _ = go(suite, tmp_path / "here")
+    assert (here.trained, here.carried, here.statuses) == (2, 0, {"ok": 4})
+    assert here.path != committed and committed.read_text() == whole and newest(tmp_path / "here") == here.path
+    again, _ = go(suite, tmp_path / "here")
+    assert (again.path, again.carried) == (here.path, 4)
 
 
 def test_a_new_metric_reuses_the_checkpoints(suite, tmp_path):
