@@ -85,8 +85,13 @@ def search(
     tried = trials(suite, only)
     if not tried.cells:
         return {}
-    outcome = carry_out(make_plan(tried), dataclasses.replace(options, out=options.out / "tuning"))
-    return choose(suite, read(outcome.path), only)
+    plan = make_plan(tried)
+    found = read(carry_out(plan, dataclasses.replace(options, out=options.out / "tuning")).path)
+    # By what was trained, not by its label: cells that differ in budget alone share their trials, and a suite may call
+    # them otherwise than when they were run.
+    trained = {(cell.label, cell.key) for cell in plan.cells}
+    own = [dataclasses.replace(record, label=label) for label, key in trained for record in found if record.cell == key]
+    return choose(suite, own, only)
 
 
 class _Run:
@@ -287,7 +292,7 @@ class _Run:
 
     def _common(self, name: str) -> Task:
         return {
-            "corpora": sorted({cell.corpus for cell in self.plan.cells if not cell.pretrained}),
+            "corpora": sorted({cell.corpus for cell in self.plan.cells}),
             "checkpoints": str(self.checkpoints),
             "log": str(self.options.out / "logs" / f"{name}.log"),
             "threads": self.options.threads,

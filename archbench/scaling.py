@@ -3,13 +3,13 @@
     L(N, D) = E + A N^-a + B D^-b        N parameters, D bytes of training text, L bits per byte
 
 Terms that the runs cannot tell apart are left out: the data term where all runs read equally much, the size term where
-all are equally large, and E where one of the terms that remain has only two places to stand on (two numbers cannot
-hold three). Two sizes at two budgets differ in three things, too few for two terms: only the runs of the larger budget
-count then. For given exponents the law
-is linear in E, A and B, which are kept from being negative; so only the exponents are searched, on a grid and then
-locally (variable projection). The parabola through the minima of equal-compute curves is not used: it is biased even
-without noise. Intervals are percentiles over runs drawn with replacement within each (N, D), which says how the luck of
-training moves the law, not whether the law holds: for that the largest size is left out and predicted.
+all are equally large, and E where one of the terms that remain has only two places to stand on (two numbers cannot hold
+three). Two sizes at two budgets differ in three things, too few for two terms: only the runs of the larger budget count
+then. For given exponents the law is linear in E, A and B, which are kept from being negative; so only the exponents are
+searched, on a grid and then locally (variable projection). The parabola through the minima of equal-compute curves is
+not used: it is biased even without noise. Intervals are percentiles over runs drawn with replacement within each (N,
+D), which says how the luck of training moves the law, not whether the law holds: for that the largest size is left out
+and predicted, by a law that may have a term less.
 
 Sources: Hoffmann et al. 2022, 2203.15556, section 3.3 (the law); Golub & Pereyra 2003 (variable projection); Besiroglu
 et al. 2024, 2404.10102 (how fits of it fail).
@@ -132,10 +132,15 @@ def fit(runs: Sequence[Run], resamples: int = RESAMPLES, seed: int = 0) -> Scali
         raise UnsupportedError(f"{len(sizes)} size(s) measured; a scaling law needs two at least")
     runs = _telling(runs)
     whole = _law(runs)
-    smaller = [run for run in runs if run.parameters < sizes[-1]]
+    smaller = _telling([run for run in runs if run.parameters < sizes[-1]])
+    budgets = {run.bytes for run in smaller}
     check: dict[str, float | Interval | None] = {}
     if len(sizes) > 2:
-        largest = [run for run in runs if run.parameters == sizes[-1]]
+        # A law of one budget says nothing of others.
+        largest = [run for run in runs if run.parameters == sizes[-1] and (len(budgets) > 1 or run.bytes in budgets)]
+    else:
+        largest = []
+    if largest:
         law = _law(smaller)
 
         def predicted(law: Law) -> float:
@@ -152,10 +157,12 @@ def fit(runs: Sequence[Run], resamples: int = RESAMPLES, seed: int = 0) -> Scali
 
 
 def _telling(runs: Sequence[Run]) -> Sequence[Run]:
-    """All runs, but of two sizes at two budgets those of the larger one."""
-    budgets = {run.bytes for run in runs}
-    two_by_two = len({run.parameters for run in runs}) == len(budgets) == 2 and len({run.place for run in runs}) == 4
-    return [run for run in runs if run.bytes == max(budgets)] if two_by_two else runs
+    """All runs, but of two sizes at two budgets those of the larger budget that both have."""
+    sizes, budgets, places = ({getattr(run, what) for run in runs} for what in ("parameters", "bytes", "place"))
+    if not (len(sizes) == len(budgets) == 2 and len(places) > 2):
+        return runs
+    shared = max(read for read in budgets if all((size, read) in places for size in sizes))
+    return [run for run in runs if run.bytes == shared]
 
 
 def crossing(first: str, a: Scaling, second: str, b: Scaling, n_bytes: float) -> LawCrossing | None:

@@ -17,8 +17,6 @@ Source: Choi et al. 2019, 1910.05446 (rankings follow the tuning protocol); Pori
 from __future__ import annotations
 
 import dataclasses
-import json
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -93,11 +91,10 @@ def trials(suite: Suite, only: Sequence[str] = ()) -> Suite:
     of these labels or architectures."""
     tuning = parse_tuning(suite)
     cells = []
-    for search in _searches(suite, tuning, only):
-        entry = search.entry
+    for entry, _ in _tuned(suite, tuning, only):
         for rate in sorted(set(tuning.learning_rates)):
             raw = {name: value for name, value in dataclasses.asdict(entry).items() if value not in (None, {}, False)}
-            raw["label"] = f"{search.name} at {rate:g}"
+            raw["label"] = _trial_label(entry, rate)
             raw["training"] = {**entry.training, "learning_rate": rate, "budget": tuning.budget}
             raw["metrics"] = [_judge(entry)]
             cells.append(raw)
@@ -118,48 +115,10 @@ def choose(suite: Suite, records: Sequence[Record], only: Sequence[str] = ()) ->
     """The best rate of each tuned label and size, from the records of its trials."""
     tuning = parse_tuning(suite)
     found: dict[tuple[str, str | None], Choice] = {}
-    for search in _searches(suite, tuning, only):
-        own = [r for r in records if search.size is None or r.size == search.size]
-        choice = _choice(search.name, tuning, own)
-        found |= {(label, search.size): choice for label in search.labels}
-    return found
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Search:
-    """Trials and whom they serve: the labels that differ in nothing but what a trial replaces, as those of a grid over
-    budgets do. `size` is None where one choice serves all sizes."""
-
-    entry: CellEntry
-    size: str | None
-    labels: tuple[str, ...]
-    name: str
-
-
-def _searches(suite: Suite, tuning: Tuning, only: Sequence[str]) -> list[_Search]:
-    groups: dict[str, list[tuple[CellEntry, str | None]]] = {}
     for entry, size in _tuned(suite, tuning, only):
-        kept = {name: value for name, value in entry.training.items() if name != "budget"}
-        recipe = dataclasses.replace(entry, label=None, training=kept)
-        groups.setdefault(json.dumps([dataclasses.asdict(recipe), size], sort_keys=True), []).append((entry, size))
-    labels = [tuple(_label(entry) for entry, _ in group) for group in groups.values()]
-    names = [_shared_words(found) for found in labels]
-    sizes = [group[0][1] for group in groups.values()]
-    unique = Counter(zip(names, sizes, strict=True))
-    return [
-        _Search(entry=group[0][0], size=size, labels=found, name=name if unique[name, size] == 1 else found[0])
-        for group, size, found, name in zip(groups.values(), sizes, labels, names, strict=True)
-    ]
-
-
-def _label(entry: CellEntry) -> str:
-    return entry.label or registry.label(entry.architecture)
-
-
-def _shared_words(labels: Sequence[str]) -> str:
-    """The words of the first label that all others have too; the whole of it if they have none."""
-    words = labels[0].split()
-    return " ".join(word for word in words if all(word in label.split() for label in labels)) or labels[0]
+        label = entry.label or registry.label(entry.architecture)
+        found[label, size] = _choice(entry, tuning, [r for r in records if size is None or r.size == size])
+    return found
 
 
 def _tuned(suite: Suite, tuning: Tuning, only: Sequence[str]) -> list[tuple[CellEntry, str | None]]:
@@ -169,7 +128,7 @@ def _tuned(suite: Suite, tuning: Tuning, only: Sequence[str]) -> list[tuple[Cell
         if entry.pretrained is not None or "learning_rate" in entry.training or _example(entry) is None:
             continue
         size = None if tuning.size else (entry.size or suite.size)
-        label = _label(entry)
+        label = entry.label or registry.label(entry.architecture)
         if only and label not in only and entry.architecture not in only:
             continue
         found.setdefault((label, size), dataclasses.replace(entry, size=tuning.size or size))
@@ -186,9 +145,13 @@ def _judge(entry: CellEntry) -> str:
     return "likelihood" if traits.likelihood else "brier_lm"
 
 
-def _choice(name: str, tuning: Tuning, records: Sequence[Record]) -> Choice:
+def _trial_label(entry: CellEntry, rate: float) -> str:
+    return f"{entry.label or registry.label(entry.architecture)} at {rate:g}"
+
+
+def _choice(entry: CellEntry, tuning: Tuning, records: Sequence[Record]) -> Choice:
     rates = sorted(set(tuning.learning_rates))
-    of_rate = {rate: [r for r in records if r.label == f"{name} at {rate:g}"] for rate in rates}
+    of_rate = {rate: [r for r in records if r.label == _trial_label(entry, rate)] for rate in rates}
     for metric, quantity, state in JUDGES:
         results = {rate: _result(of_rate[rate], metric, quantity, state) for rate in rates}
         known = {rate: value for rate, value in results.items() if value is not None}
@@ -202,12 +165,13 @@ def _choice(name: str, tuning: Tuning, records: Sequence[Record]) -> Choice:
                 tuning=tuning,
                 void=_edge(best, rates),
             )
+    label = entry.label or registry.label(entry.architecture)
     return Choice(
         learning_rate=rates[len(rates) // 2],
         quantity="",
         results=dict.fromkeys(rates),
         tuning=tuning,
-        void=f"no trial of {name} gave a held-out result",
+        void=f"no trial of {label} gave a held-out result",
     )
 
 

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import textwrap
 import time
+from pathlib import Path
 
 import pytest
 
@@ -241,6 +242,23 @@ def test_workers_end_with_their_parent(suite, tmp_path):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="workers are forked on Linux only")
+def test_a_run_whose_nursery_dies_ends_with_one_line_and_goes_on_later(suite, tmp_path):
+    out = tmp_path / "out"
+    command = [sys.executable, "-m", "archbench.cli", "run", str(suite), "--no-report", "--out", str(out)]
+    command += ["--set", "training.budget.bytes=3e5", "--save-every", "0"]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 60
+    while not list(out.glob("checkpoints/*/partial.safetensors")) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    (nursery,) = (int(pid) for pid in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split())
+    os.kill(nursery, signal.SIGKILL)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 2 and "the process that starts workers" in said and "Traceback" not in said
+    done = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, timeout=120)
+    assert done.returncode == 0 and done.stderr == ""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="workers are forked on Linux only")
 def test_a_nursery_tells_how_its_children_ended_and_that_it_is_gone_itself(tmp_path):
     log = (tmp_path / "worker.log").open("w")
     nursery = Nursery(["no such corpus"], {**os.environ, "OMP_NUM_THREADS": "1"}, tmp_path / "nursery.log")
@@ -255,7 +273,9 @@ def test_a_nursery_tells_how_its_children_ended_and_that_it_is_gone_itself(tmp_p
     waiting.stdin.close()
     assert waiting.wait(30) == 1
     nursery._process.kill()
-    with pytest.raises(ArchbenchError, match=r"the process that starts workers ended with code -9; see .*nursery\.log"):
+    with pytest.raises(
+        ArchbenchError, match=r"the process that starts workers (ended with code -9|is gone).*; see .*nursery\.log"
+    ):
         nursery.start(log.fileno())
     nursery.close()
     for file in (log, *(end for child in children for end in (child.stdin, child.stdout))):

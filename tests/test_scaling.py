@@ -48,6 +48,9 @@ def test_two_sizes_and_two_budgets_hold_no_floor():
     assert (found.E, found.a, found.b) == pytest.approx((0, 0.3, 0.45), abs=2e-3)
     found = fit(runs(law, sizes=SIZES[:2], data=(5e5, 2e6), seeds=1)).law
     assert (found.E, found.B) == (0, 0) and found.loss(SIZES[1], 2e6) == pytest.approx(law(SIZES[1], 2e6))
+    sparse = [run for run in runs(law, sizes=SIZES[:2], data=(5e5, 2e6), seeds=1) if run.place != (SIZES[0], 2e6)]
+    found = fit(sparse).law
+    assert found.B == 0 and found.loss(SIZES[0], 5e5) == pytest.approx(law(SIZES[0], 5e5))
     three = fit(runs(lambda n, d: 1 + 30 * n**-0.3 + 400 * d**-0.45, data=(5e5, 2e6), seeds=1))
     assert three.law.E == 0, "two budgets hold no floor either"
 
@@ -55,6 +58,16 @@ def test_two_sizes_and_two_budgets_hold_no_floor():
 def test_the_largest_size_is_predicted_at_each_of_its_budgets():
     scaling = fit(runs(lambda n, d: 0.9 + 25 * n**-0.32 + 4e4 * d**-0.9, data=(1e5, 2e6, 8e7), seeds=1))
     assert scaling.predicted == pytest.approx(scaling.held_out, rel=5e-3)
+
+
+def test_three_sizes_at_two_budgets_are_checked_at_the_larger_one():
+    def law(n, d):
+        return 30 * n**-0.3 + 400 * d**-0.45
+
+    scaling = fit(runs(law, sizes=SIZES[:3], data=(5e5, 2e6), seeds=1))
+    assert scaling.held_out == pytest.approx(law(SIZES[2], 2e6))
+    pure = fit(runs(law, sizes=SIZES[:2], data=(2e6,), seeds=1)).law
+    assert scaling.predicted == pytest.approx(pure.loss(SIZES[2], 2e6))
 
 
 def test_one_size_is_no_law():

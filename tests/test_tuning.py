@@ -74,26 +74,6 @@ def test_an_optimum_on_the_edge_voids_the_cell(suite, values, side):
     assert plan.trained_cells == [] and all(f"is the {side} one tried" in job.reason for job in plan.jobs)
 
 
-def test_cells_that_differ_in_budget_alone_share_their_trials(suite):
-    budgets = [{"bytes": 4_000}, {"bytes": 8_000}]
-    grid = dataclasses.replace(suite, grid={"training.budget": budgets, "training.batch": [2, 4]})
-    plan = make_plan(trials(grid, ["transformer"]))
-    batches = [f"transformer batch={n}" for n in (2, 4)]
-    assert {cell.label for cell in plan.cells} == {f"{b} at {r}" for b in batches for r in ("0.0001", "0.003", "0.1")}
-    assert len(plan.trained_cells) == len(plan.cells) == 6
-    bits = {2: (3.0, 2.0, 4.0), 4: (2.0, 3.0, 4.0)}
-    records = [
-        trial(f"transformer batch={n}", rate, value)
-        for n in bits
-        for rate, value in zip((1e-4, 3e-3, 1e-1), bits[n], strict=True)
-    ]
-    choices = choose(grid, records, ["transformer"])
-    assert {label: (choice.learning_rate, bool(choice.void)) for (label, _), choice in choices.items()} == {
-        "transformer bytes=4000 batch=2": (3e-3, False), "transformer bytes=8000 batch=2": (3e-3, False),
-        "transformer bytes=4000 batch=4": (1e-4, True), "transformer bytes=8000 batch=4": (1e-4, True),
-    }  # fmt: skip
-
-
 def test_a_rate_that_failed_was_tried(suite):
     records = [trial("transformer", rate, value) for rate, value in ((1e-4, 3.0), (3e-3, 2.0), (1e-1, None))]
     assert choose(suite, records, ["transformer"])["transformer", None].void == ""
@@ -130,3 +110,23 @@ def test_a_run_searches_first_and_skips_what_is_done(suite, tmp_path):
     assert all(record.config["tuning"]["trials"] == 3 for record in read(outcome.path) if record.status == "ok")
     assert search(suite, ["transformer"], options, lambda plan, opts: run(plan, opts)) == choices
     assert search(suite, ["unigram"], options, carry_out) == {}
+
+
+def test_cells_that_differ_in_budget_alone_share_their_trials(suite, tmp_path):
+    """Trained once, whatever they are called: with one budget, and in the same folder with a second one."""
+    options = Options(out=tmp_path / "out", executor="inline")
+    trained = []
+
+    def carry_out(plan, options):
+        outcome = run(plan, options)
+        trained.append(outcome.trained)
+        return outcome
+
+    first, second = {"bytes": 4_000}, {"bytes": 8_000}
+    one = dataclasses.replace(suite, grid={"training.budget": [first]})
+    two = dataclasses.replace(suite, grid={"training.budget": [first, second]})
+    (alone,) = search(one, ["transformer"], options, carry_out).values()
+    both = search(two, ["transformer"], options, carry_out)
+    assert {label for label, _ in both} == {"transformer bytes=4000", "transformer bytes=8000"}
+    assert all(choice == alone and choice.quantity for choice in both.values())
+    assert trained == [3, 0]

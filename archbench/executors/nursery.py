@@ -1,12 +1,13 @@
 """The process that worker processes are forked from.
 
 Importing torch with all that a training asks of it takes seconds, reading a corpus half a second more. A nursery does
-both once; its children begin where it stands. It starts no thread and computes nothing, so a child finds what a
-process of its own would find.
+both once; its children begin where it stands. It computes nothing and starts no thread of its own, so a child finds
+what a process of its own would find.
 
-The parent asks over a socket, one JSON message each: `{}` with three descriptors, for a child's standard input, output
-and errors, is answered with its process id; `{"pid": n}` with the exit code as `subprocess` has it, or null while the
-child runs. Where the socket ends the parent is gone, and so goes the nursery.
+The parent asks over a socket, one JSON message each: a number with three descriptors, for a child's standard input,
+output and errors, is answered with the child's process id; a number with a process id is answered with the exit code
+as `subprocess` has it, or null while the child runs. Answers repeat the number, since an interrupt may have left an
+answer unread. Where the socket ends the parent is gone, and so goes the nursery.
 
 Run as `python -m archbench.executors.nursery DESCRIPTOR CORPUS...`.
 """
@@ -15,6 +16,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import itertools
 import json
 import os
 import signal
@@ -22,9 +24,8 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
 
 from archbench.errors import ArchbenchError
 
@@ -36,7 +37,7 @@ class Nursery:
     """The parent's side. `corpora` are read beforehand; what goes wrong is written to `log`."""
 
     def __init__(self, corpora: Iterable[str], environment: Mapping[str, str], log: Path) -> None:
-        self._log = log
+        self._log, self._numbers = log, itertools.count()
         self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         command = [sys.executable, "-m", __name__, str(theirs.fileno()), *corpora]
         with theirs, log.open("w", encoding="utf-8") as errors:
@@ -58,7 +59,7 @@ class Nursery:
         input_read, input_write = os.pipe()
         output_read, output_write = os.pipe()
         try:
-            pid = self.ask({}, [input_read, output_write, errors])
+            pid = self.ask(descriptors=[input_read, output_write, errors])
         except BaseException:
             os.close(input_write)
             os.close(output_read)
@@ -66,23 +67,26 @@ class Nursery:
         finally:
             os.close(input_read)
             os.close(output_write)
+        assert pid is not None, "a new child has an id"
         return Child(self, pid, input_write, output_read)
 
-    def ask(self, request: dict[str, Any], descriptors: Iterable[int] = ()) -> Any:
-        """The answer to one request. Raises ArchbenchError when the nursery has ended."""
+    def ask(self, pid: int | None = None, descriptors: Iterable[int] = ()) -> int | None:
+        """How the child of this id ended, or the id of a new one. Raises ArchbenchError when the nursery has ended."""
+        number = next(self._numbers)
         try:
-            socket.send_fds(self._socket, [json.dumps(request).encode()], list(descriptors))
-            answer = self._socket.recv(LONGEST)
-        except OSError:
-            answer = b""
-        if not answer:
-            code = self._process.wait()
-            raise ArchbenchError(f"the process that starts workers ended with code {code}; see {self._log}")
-        return json.loads(answer)
+            socket.send_fds(self._socket, [json.dumps([number, pid]).encode()], list(descriptors))
+            while message := self._socket.recv(LONGEST):
+                answered, answer = json.loads(message)
+                if answered == number:
+                    return answer
+        except OSError as error:
+            raise ArchbenchError(f"the process that starts workers is gone ({error}); see {self._log}") from None
+        raise ArchbenchError(f"the process that starts workers ended with code {self._process.wait()}; see {self._log}")
 
     def close(self) -> None:
         """Ends it; its children live on."""
         self._socket.close()
+        self._process.kill()
         self._process.wait()
 
 
@@ -98,7 +102,7 @@ class Child:
     def poll(self) -> int | None:
         """The exit code; None while it runs."""
         if self._code is None:
-            self._code = self._nursery.ask({"pid": self._pid})
+            self._code = self._nursery.ask(self._pid)
         return self._code
 
     def wait(self, timeout: float = float("inf")) -> int:
@@ -117,7 +121,7 @@ class Child:
         self._signal(signal.SIGKILL)
 
     def _signal(self, number: signal.Signals) -> None:
-        if self.poll() is None:
+        if self._code is None:  # only `poll` lets the nursery reap it: until then the id is its own
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self._pid, number)
 
@@ -129,10 +133,10 @@ def serve(link: socket.socket) -> bool:
         message, descriptors, _, _ = socket.recv_fds(link, LONGEST, 3)
         if not message:
             return False
-        request = json.loads(message)
-        if request:
-            pid, status = os.waitpid(request["pid"], os.WNOHANG)
-            answer = os.waitstatus_to_exitcode(status) if pid else None
+        number, pid = json.loads(message)
+        if pid is not None:
+            ended, status = os.waitpid(pid, os.WNOHANG)
+            answer = os.waitstatus_to_exitcode(status) if ended else None
         else:
             answer = os.fork()
             if answer == 0:
@@ -143,7 +147,7 @@ def serve(link: socket.socket) -> bool:
                 os.close(descriptor)
             if answer == 0:
                 return True
-        link.sendall(json.dumps(answer).encode())
+        link.sendall(json.dumps([number, answer]).encode())
 
 
 def main(descriptor: str, *corpora: str) -> None:
@@ -154,13 +158,15 @@ def main(descriptor: str, *corpora: str) -> None:
     from archbench import registry, worker
     from archbench.plan import corpus_of
 
-    for name in registry.architectures():
-        registry.architecture(name)
-    for name in registry.metrics():
-        registry.metric(name)
-    for corpus in corpora:
-        with contextlib.suppress(Exception):  # whoever needs it says what is wrong with it
-            corpus_of(corpus)
+    wanted: list[tuple[Callable[[str], object], Iterable[str]]] = [
+        (registry.architecture, registry.architectures()),
+        (registry.metric, registry.metrics()),
+        (corpus_of, corpora),
+    ]
+    for load, names in wanted:
+        for name in names:
+            with contextlib.suppress(Exception):  # whoever needs it says what is wrong with it
+                load(name)
     gc.collect()
     gc.freeze()  # a collection in a child would touch, and so copy, all that it shares
     if serve(socket.socket(fileno=int(descriptor))):

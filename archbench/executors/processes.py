@@ -1,7 +1,7 @@
 """One process a task, at most `n_workers` at a time. A process that dies takes only its own task with it.
 
-Processes come from a nursery, which has imported everything, where forking a process that has imported torch is safe:
-on Linux. Elsewhere each starts from nothing.
+On Linux, where a process that has imported torch may be forked, they come from a nursery; elsewhere each starts from
+nothing.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import IO
 
+from archbench.errors import ArchbenchError
 from archbench.executors import Event, Handle, Task
 from archbench.executors.nursery import Child, Nursery
 
@@ -29,11 +30,14 @@ def run(tasks: Sequence[Task], handle: Handle, n_workers: int) -> None:
     """Runs every task in a process of its own; on an exception here (Ctrl-C too) all processes are ended.
 
     A process that ends without its "done" event yields a "died" event with the reason and the end of its log.
+
+    Raises:
+        ArchbenchError: the nursery has ended, and with it what would tell how workers end.
     """
     waiting = list(enumerate(tasks))[::-1]
     running: dict[int, _Process] = {}
     events: queue.Queue[tuple[int, Event]] = queue.Queue()
-    nursery = _nursery(tasks) if sys.platform == "linux" else None
+    nursery = _nursery(tasks) if tasks and sys.platform == "linux" else None
     try:
         while waiting or running:
             while waiting and len(running) < n_workers:
@@ -50,7 +54,8 @@ def run(tasks: Sequence[Task], handle: Handle, n_workers: int) -> None:
         for process in running.values():
             process.ask_to_end()
         for process in running.values():
-            process.end()
+            with contextlib.suppress(ArchbenchError):  # without a nursery nothing tells that it has ended
+                process.end()
         if nursery is not None:
             nursery.close()
 

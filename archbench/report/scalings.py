@@ -67,10 +67,10 @@ def scaling_tables(evidence: Evidence, laws: Mapping[str, Scaling]) -> list[Tabl
             lines=tuple(_line(label, law) for label, law in laws.items()),
             notes=(
                 "Bits per byte = E + A / parameters^exponent, and B / bytes^another where budgets differ, fitted by "
-                "variable projection; intervals over redrawn trainings. With two sizes, or two budgets, E is left out. "
-                "The prediction is that of the smaller sizes alone: where the measured value lies outside its "
-                "interval, the law does not hold over this range. A flagged exponent stands where the search ends: "
-                "these losses do not tell what it is.",
+                "variable projection; intervals over redrawn trainings. With two sizes, or two budgets, E is left out, "
+                "and of two sizes at two budgets only the larger budget counts. The prediction is that of the smaller "
+                "sizes alone: where the measured value lies outside its interval, the law does not hold over this "
+                "range. A flagged exponent stands where the search ends: these losses do not tell what it is.",
             ),
         )
     ]

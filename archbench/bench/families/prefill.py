@@ -1,9 +1,9 @@
 """Reading long texts: time that is linear and memory that is flat where the architecture promises it.
 
 Models are small (131 thousand parameters) and untrained: neither time nor memory depends on what was learned. Texts are
-read in pieces of 4096 tokens, each drawn when it is its turn, so that the text itself takes no memory. Where memory is
-asked for, pieces have 1024: the short text is then four of them, and what the second needs beyond the first (a state to
-go on from) is no growth.
+read in pieces of 4096 tokens, each drawn when it is its turn, so that the text itself takes no memory. Where peaks of
+memory are compared, pieces have 1024: the short text is then four of them, and what the second needs beyond the first
+(a state to go on from) is no growth.
 """
 
 from __future__ import annotations

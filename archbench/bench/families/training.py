@@ -22,6 +22,7 @@ from archbench.bench.families.recurrent import hf_mamba, hf_mamba2, mamba, mamba
 from archbench.bench.target import Target
 from archbench.bench.trial import Race, Reading, Side, Trial
 from archbench.cell import Budget, Cell, Training
+from archbench.data.examples import Rows
 from archbench.errors import MissingExtra
 from archbench.levels import BEST, at_level
 from archbench.metrics.memory import peak_bytes
@@ -29,7 +30,7 @@ from archbench.model import Batch, Loss, parameters_of
 from archbench.plan import make_plan
 from archbench.sizes import solve
 from archbench.suite import load_suite
-from archbench.train import autocast, descend, gradients_of, optimizer_of
+from archbench.train import autocast, choose_precision, descend, gradients_of, optimizer_of
 
 CPU = torch.device("cpu")
 RATE = 1e-3
@@ -43,15 +44,16 @@ SCAN = "the scan is computed in fp32, while the Transformer's time is in product
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Step:
-    """One training step, and what it does: tokens, and FLOPs by our formulas."""
+    """One training step, and what it does: tokens, FLOPs by our formulas, in which precision."""
 
     run: Callable[[], object]
     tokens: int
     flops: float
+    precision: str
 
 
 def our_step(architecture: str, config: Any, batch: int, context: int, precision: str) -> Step:
-    """The trainer's step of a fresh model in its first phase."""
+    """The trainer's step of a fresh model in its first phase; "auto" is the precision that its probe chooses."""
     found = registry.architecture(architecture)
     model = found.build(config, Generator().manual_seed(0)).train()
     training = Training(budget=Budget(tokens=1e6), context=context, batch=batch)
@@ -61,6 +63,7 @@ def our_step(architecture: str, config: Any, batch: int, context: int, precision
     for parameter in model.parameters():
         parameter.requires_grad_(any(parameter is other for other in trained))
     tokens = _tokens(config.vocab_size, batch, context + found.traits(config).lookahead)
+    precision, _ = choose_precision(precision, model, phase, Rows(tokens))  # type: ignore[arg-type]
 
     def run() -> None:
         with autocast(precision, CPU):
@@ -69,7 +72,7 @@ def our_step(architecture: str, config: Any, batch: int, context: int, precision
         descend(optimizer, RATE)
         float(loss.value.detach())
 
-    return Step(run=run, tokens=batch * context, flops=batch * model.flops().training(context))
+    return Step(run=run, tokens=batch * context, flops=batch * model.flops().training(context), precision=precision)
 
 
 def llama_step(config: TransformerConfig, batch: int, context: int, precision: str, *, compiled: bool = False) -> Step:
@@ -135,7 +138,7 @@ def _their_step(
         descend(optimizer, RATE)
         float(loss.value.detach())
 
-    return Step(run=run, tokens=batch * context, flops=0.0)
+    return Step(run=run, tokens=batch * context, flops=0.0, precision=precision)
 
 
 def _tokens(vocab_size: int, batch: int, n: int) -> torch.Tensor:
@@ -215,47 +218,38 @@ def heads_against_baseline(precision: str, **options: Any) -> Trial:
 
 def by_the_ladder(suite: str) -> Trial:
     """A step of each cell of a suite that reads bytes and learns by gradient, as the trainer runs it here (best level,
-    the quicker of fp32 and bf16), against the same steps at level `reference` in fp32."""
+    the precision that its probe chooses), against the same steps at level `reference` in fp32."""
     plan = make_plan(load_suite(suite))
     cells = [cell for cell in plan.trained_cells if cell.codec == "bytes" and _learns_by_gradient(cell)]
-    best, chosen = [], []
-    for cell in cells:
-        built = partial(our_step, cell.architecture, cell.config, cell.training.batch, cell.training.context)
-        precision, step = min(
-            ((precision, built(precision)) for precision in ("fp32", "bf16-mixed")),
-            key=lambda pair: _warm_seconds(pair[1]),
-        )
-        best.append(step)
-        chosen.append(precision)
-    with at_level("reference"):
-        reference = [
-            our_step(cell.architecture, cell.config, cell.training.batch, cell.training.context, "fp32")
-            for cell in cells
-        ]
 
-    def run(steps: list[Step], level: str) -> None:
+    def steps(level: str, precision: str | None) -> list[Step]:
         with at_level(level):
-            for step in steps:
-                step.run()
+            return [
+                our_step(
+                    cell.architecture, cell.config, cell.training.batch, cell.training.context,
+                    precision or cell.training.precision,
+                )
+                for cell in cells
+            ]  # fmt: skip
 
-    return Race(
-        ours=Side(call=partial(run, best, BEST), work=len(cells)),
-        peer=Side(call=partial(run, reference, "reference"), work=len(cells)),
-        notes={"steps": f"{len(chosen)} cells', {chosen.count('bf16-mixed')} of them in bf16-mixed"},
-    )
+    def side(level: str, taken: list[Step]) -> Side:
+        def run() -> None:
+            with at_level(level):
+                for step in taken:
+                    step.run()
+
+        return Side(call=run, work=len(taken))
+
+    best = steps(BEST, None)
+    half = sum(step.precision == "bf16-mixed" for step in best)
+    notes = {"steps": f"first phases of {len(best)} cells, {half} in bf16-mixed"}
+    return Race(ours=side(BEST, best), peer=side("reference", steps("reference", "fp32")), notes=notes)
 
 
 def _learns_by_gradient(cell: Cell) -> bool:
     with torch.device("meta"):
         model = registry.architecture(cell.architecture).build(cell.config, None)
     return bool(model.phases()[0].groups)
-
-
-def _warm_seconds(step: Step) -> float:
-    step.run()
-    begin = time.thread_time()
-    step.run()
-    return time.thread_time() - begin
 
 
 def head_by_head_memory(vocab_size: int, n_future: int) -> Trial:
