@@ -139,6 +139,17 @@ def test_how_tokens_and_rows_are_grouped_changes_no_bit(name: str) -> None:
 
 @needs_compiler
 @torch.no_grad()
+def test_any_number_of_rows_gives_the_same_bits() -> None:
+    """A product has code of its own for each number of rows that it takes at once."""
+    model = built(next(iter(MODELS)))
+    tokens = drawn(model, 26, 1)
+    alone = torch.cat([model.predict(row[None], model.initial_layers(1))[0] for row in tokens])
+    for n in range(1, 27):
+        assert torch.equal(model.predict(tokens[:n], model.initial_layers(n))[0], alone[:n]), n
+
+
+@needs_compiler
+@torch.no_grad()
 @pytest.mark.parametrize("name", ["mamba", "mamba2"])
 def test_the_chosen_token_is_the_most_likely_one(name: str) -> None:
     """The step that returns only the token agrees with the one that returns logits, in every row."""
