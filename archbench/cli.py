@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 import shlex
 import signal
 import sys
+import threading
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -81,6 +84,8 @@ def run(
     def carry_out(plan: Plan, options: Options) -> Outcome:
         display.print_estimate(plan, options)
         with display.Watch(plan) as watch, _following(open_tracker, plan, options.out, watch) as follow:
+            if report:
+                _load_meanwhile("archbench.report.write")
             return run_plan(plan, options, follow)
 
     names = _split(only)
@@ -97,6 +102,16 @@ def run(
 
         display.print_report(write_report(outcome.path, None))
     raise typer.Exit(1 if outcome.statuses.get("failed") else 0)
+
+
+def _load_meanwhile(module: str) -> None:
+    """Imports it in a thread: what takes seconds is ready once the workers, for whom we wait, are done."""
+
+    def load() -> None:
+        with contextlib.suppress(Exception):  # whoever needs it says what is wrong with it
+            importlib.import_module(module)
+
+    threading.Thread(target=load).start()
 
 
 @app.command()

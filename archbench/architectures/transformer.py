@@ -286,7 +286,7 @@ class Transformer(AutoregressiveModel):
     ) -> Emission:
         layers = state.layers
         decoder = self._decoder(1, layers) if sampling.greedy and not self.config.frontend_conv else None
-        if decoder is None or decoder.most_at_once == 1:
+        if decoder is None:
             return super().decode_steps(state, n, sampling, generator)
         length, n = layers[0].length, min(n, decoder.most_at_once)
         self._check_room(length + n)

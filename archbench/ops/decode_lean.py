@@ -3,7 +3,8 @@
 At a few rows a step is not arithmetic but calls, so it makes few of them, each the cheapest that torch has:
 
 - matrices lie transposed, [inputs, outputs], gains and the root of the width multiplied into them;
-- the residual stream has one more column that holds sqrt(d eps), so that the norm is one vector norm and a division;
+- the residual stream has one more column that holds sqrt(d eps), so that a norm is one vector norm and a division; the
+  table of embeddings has it already;
 - rotary positions turn queries and keys at once: x cos + (x with halves exchanged) (-sin, sin);
 - residual additions are part of the products.
 
@@ -48,6 +49,7 @@ class LeanDecoder:
         self._weights = weights
         self._folds = weights.embedding.dtype in (torch.float32, torch.float64)
         self._width = weights.embedding.shape[1]
+        self._embedding = self._widened(weights.embedding.detach())
         self._gain, self._unembedding = self._normed_product(weights.norm, weights.unembedding)
         self._blocks, self._heads = [self._block(b) for b in weights.blocks], [self._block(b) for b in weights.heads]
         self._queries = weights.n_heads * weights.head_dim
@@ -75,16 +77,18 @@ class LeanDecoder:
             caches = [cache.with_room(end) for cache in caches]
             self._last.become(caches)
         weights, blocks = self._weights, len(self._blocks)
-        x = F.embedding(tokens, weights.embedding) if embedded is None else embedded
-        wide = self._widened(x.reshape(b * t, d))
+        if embedded is None:
+            wide = torch.embedding(self._embedding, tokens.reshape(-1))
+        else:
+            wide = self._widened(embedded.reshape(b * t, d))
         x = wide.narrow(1, 0, d)
         turning = self._turning(length, t)
         # Numbers, since torch makes them of truth values anew at every call.
         hidden = torch.full((t, end), float("-inf"), dtype=x.dtype).triu_(length + 1) if t > 1 else None
         trunk = x
         for number, (block, cache) in enumerate(zip(self._blocks, caches, strict=False), start=1):
-            heads = torch.mm(self._norm(wide, x, block.gain_attention), block.qkv)
-            self._gather(heads.view(b, t, -1), x, block, cache, length, turning, hidden)
+            projected = torch.mm(self._norm(wide, x, block.gain_attention), block.qkv)
+            self._gather(projected, (b, t), x, block, cache, length, turning, hidden)
             self._feed(wide, x, block)
             if self._heads and number == weights.n_trunk:
                 trunk = x.clone()
@@ -108,7 +112,8 @@ class LeanDecoder:
 
     def _gather(
         self,
-        projected: Float[Tensor, "b t w"],
+        projected: Float[Tensor, "m w"],
+        shape: tuple[int, int],
         x: Float[Tensor, "m d"],
         block: _Block,
         cache: KVCache,
@@ -119,15 +124,14 @@ class LeanDecoder:
         """Attention: keys and values go into the cache, what is gathered is added to x."""
         weights = self._weights
         n_heads, n_shared, e = weights.n_heads, weights.n_kv_heads, weights.head_dim
-        b, t, _ = projected.shape
+        b, t = shape
         heads = projected.view(b, -1, 1, e) if t == 1 else projected.view(b, t, -1, e).transpose(1, 2)
-        turned = self._turned(heads.narrow(1, 0, n_heads + n_shared), turning)
+        turning_heads, new_values = heads.split_with_sizes((n_heads + n_shared, n_shared), 1)
+        queries, new_keys = self._turned(turning_heads, turning).split_with_sizes((n_heads, n_shared), 1)
         keys, values = cache.keys.narrow(2, 0, length + t), cache.values.narrow(2, 0, length + t)
-        keys.narrow(2, length, t).copy_(turned.narrow(1, n_heads, n_shared))
-        values.narrow(2, length, t).copy_(heads.narrow(1, n_heads + n_shared, n_shared))
-        mixed = F.scaled_dot_product_attention(
-            turned.narrow(1, 0, n_heads), keys, values, attn_mask=hidden, enable_gqa=n_heads != n_shared
-        )
+        keys.narrow(2, length, t).copy_(new_keys)
+        values.narrow(2, length, t).copy_(new_values)
+        mixed = F.scaled_dot_product_attention(queries, keys, values, attn_mask=hidden, enable_gqa=n_heads != n_shared)
         mixed = mixed if t == 1 else mixed.transpose(1, 2)
         x.addmm_(mixed.reshape(b * t, -1), block.out)
 
@@ -182,7 +186,7 @@ class LeanDecoder:
             wide = self._widened(last)
             x = wide.narrow(1, 0, self._width)
             projected = torch.mm(self._norm(wide, x, head.gain_attention), head.qkv)
-            self._gather(projected.view(b, 1, -1), x, head, cache, length - 1, turning, None)
+            self._gather(projected, (b, 1), x, head, cache, length - 1, turning, None)
             self._feed(wide, x, head)
             found.append(torch.mm(self._norm(wide, x, self._gain), self._unembedding))
         return torch.stack(found, dim=1)
