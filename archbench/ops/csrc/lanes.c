@@ -1,7 +1,7 @@
 /* Vector lanes and the few functions the kernels need, for scan.c, ssd.c and conv.c, which include this file.
  *
- * Lanes hold neighbouring channels. Everything is written with compiler vector types (gcc and clang, any processor), so
- * there are no intrinsics; only the denormal switch at the end names a processor, and it is optional.
+ * Lanes hold neighbouring channels. Everything is written with compiler vector types (gcc and clang, any processor);
+ * what names a processor (a part of a vector, the denormal switch at the end) has a form for all others beside it.
  * Accuracy of each function is about one unit in the last place of fp32.
  */
 #include <stddef.h>
@@ -54,18 +54,28 @@ INLINE vf splat(float s) { return s - (vf){0}; }
 /* Load or store the first m lanes; the others read as 0. Memory need not be aligned. */
 INLINE vf load(const float *p, ptrdiff_t m) {
   vf v = {0};
-  if (m >= LANES)
+  if (m >= LANES) {
     memcpy(&v, p, sizeof v);
-  else
-    for (ptrdiff_t l = 0; l < m; l++) v[l] = p[l];
+    return v;
+  }
+#if defined(__AVX512F__)
+  if (m > 0) v = (vf)__builtin_ia32_loadups512_mask(p, v, (unsigned short)((1u << m) - 1));
+#else
+  for (ptrdiff_t l = 0; l < m; l++) v[l] = p[l];
+#endif
   return v;
 }
 
 INLINE void store(float *p, vf v, ptrdiff_t m) {
-  if (m >= LANES)
+  if (m >= LANES) {
     memcpy(p, &v, sizeof v);
-  else
-    for (ptrdiff_t l = 0; l < m; l++) p[l] = v[l];
+    return;
+  }
+#if defined(__AVX512F__)
+  if (m > 0) __builtin_ia32_storeups512_mask(p, v, (unsigned short)((1u << m) - 1));
+#else
+  for (ptrdiff_t l = 0; l < m; l++) p[l] = v[l];
+#endif
 }
 
 /* Sum of all lanes, always in the same order. */
