@@ -58,6 +58,7 @@ def scaling_tables(evidence: Evidence, laws: Mapping[str, Scaling]) -> list[Tabl
             columns=(
                 Column(name="architecture", numeric=False),
                 Column(name="exponent", hint="of parameters"),
+                Column(name="exponent of text", hint="of bytes"),
                 Column(name="irreducible loss", hint="bits per byte"),
                 Column(name="sizes"),
                 Column(name="trainings"),
@@ -66,7 +67,7 @@ def scaling_tables(evidence: Evidence, laws: Mapping[str, Scaling]) -> list[Tabl
             ),
             lines=tuple(_line(label, law) for label, law in laws.items()),
             notes=(
-                "Bits per byte = E + A / parameters^exponent, and B / bytes^another where budgets differ, fitted by "
+                "Bits per byte = E + A / parameters^exponent, and B / bytes^exponent where budgets differ, fitted by "
                 "variable projection; intervals over redrawn trainings. With two sizes, or two budgets, E is left out, "
                 "and of two sizes at two budgets only the larger budget counts. The prediction is that of the smaller "
                 "sizes alone: where the measured value lies outside its interval, the law does not hold over this "
@@ -97,6 +98,9 @@ def _line(label: str, scaling: Scaling) -> tuple[TableCell, ...]:
     return (
         table.text(label),
         TableCell(text=shown, detail=interval, sort=scaling.law.a, flagged=scaling.at_bound),
+        TableCell(text=f"{scaling.law.b:.3g}", sort=scaling.law.b)
+        if scaling.law.B
+        else table.absent("not fitted, or 0"),
         floor,
         table.count(scaling.n_sizes),
         table.count(scaling.n_runs),
