@@ -15,6 +15,7 @@ from archbench.data.windows import tokenize
 from archbench.model import Batch, SequenceModel, parameters_of
 from archbench.plan import corpus_of
 from archbench.roofline import matmul_peak
+from archbench.sizes import on_meta
 from archbench.train import steps_of
 
 PROBE_FLOPS = 1e11
@@ -40,7 +41,7 @@ def estimate(cell: Cell, threads: int = 1) -> Estimate:
     """Costs of training `cell` with `threads` threads on this machine's CPU."""
     torch.set_num_threads(threads)
     architecture, training = registry.architecture(cell.architecture), cell.training
-    shell = _shell(cell)
+    shell = on_meta(architecture, cell.config)
     flops_per_step = shell.flops().training(training.context) * training.batch
     stream = tokenize(corpus_of(cell.corpus).train, codec_from(cell.codec, corpus_of(cell.corpus)), cell.seed)
     steps = steps_of(training, flops_per_step, stream.bytes_per_token)
@@ -67,16 +68,10 @@ def estimate(cell: Cell, threads: int = 1) -> Estimate:
 
 def training_memory(cell: Cell) -> int:
     """Bytes of weights, gradients, optimizer and the activations saved for the backward pass."""
-    shell = _shell(cell)
+    shell = on_meta(registry.architecture(cell.architecture), cell.config)
     parameters = sum(parameter.numel() for parameter in shell.parameters())
     saved = _saved_bytes(shell, torch.zeros(_batch(cell), dtype=torch.long, device="meta"))
     return 16 * parameters + saved  # fp32 weight, gradient and two moments
-
-
-def _shell(cell: Cell) -> SequenceModel:
-    """The model without numbers."""
-    with torch.device("meta"):
-        return registry.architecture(cell.architecture).build(cell.config, None)
 
 
 def _batch(cell: Cell) -> tuple[int, int]:

@@ -12,13 +12,12 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
-
 from archbench import checkpoint, registry
 from archbench.cell import Budget, Cell, Training
 from archbench.data.corpus import Corpus
 from archbench.errors import CheckpointError, ConfigError
 from archbench.history import History
+from archbench.sizes import on_meta
 from archbench.suite import CellEntry, Suite
 
 HOW = "`archbench import-smollm` brings SmolLM2-135M, import-gguf and import-hf bring others"
@@ -51,8 +50,7 @@ def cell_of(suite: Suite, entry: CellEntry, training: Training, corpus: Corpus, 
     name, config = checkpoint.load_config(folder)
     if name != entry.architecture:
         raise ConfigError(f"architecture: {entry.architecture}; {folder} holds a model of {name}")
-    with torch.device("meta"):
-        shell = registry.architecture(name).build(config, None)
+    shell = on_meta(registry.architecture(name), config)
     return Cell(
         label=label_of(entry),
         architecture=name,

@@ -139,7 +139,7 @@ class RecurrentModel(AutoregressiveModel):
         self, state: AutoregressiveState, n: int, sampling: Sampling, generator: Generator | None
     ) -> Emission:
         stepper = self._stepper(1, state.layers) if sampling.greedy else None
-        if stepper is None or stepper.most_at_once == 1:
+        if stepper is None:
             return super().decode_steps(state, n, sampling, generator)
         n = min(n, stepper.most_at_once)
         tokens, after = stepper.write(state.pending, state.layers, n)

@@ -134,13 +134,10 @@ def fit(runs: Sequence[Run], resamples: int = RESAMPLES, seed: int = 0) -> Scali
     whole = _law(runs)
     smaller = _telling([run for run in runs if run.parameters < sizes[-1]])
     budgets = {run.bytes for run in smaller}
+    # A law of one budget says nothing of others.
+    largest = [run for run in runs if run.parameters == sizes[-1] and (len(budgets) > 1 or run.bytes in budgets)]
     check: dict[str, float | Interval | None] = {}
-    if len(sizes) > 2:
-        # A law of one budget says nothing of others.
-        largest = [run for run in runs if run.parameters == sizes[-1] and (len(budgets) > 1 or run.bytes in budgets)]
-    else:
-        largest = []
-    if largest:
+    if len(sizes) > 2 and largest:
         law = _law(smaller)
 
         def predicted(law: Law) -> float:

@@ -13,7 +13,6 @@ that is. CPU time is that of all threads of the process and decides; wall time s
 from __future__ import annotations
 
 import gc
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Union
@@ -66,8 +65,8 @@ class Race:
     def _warmed_up(self) -> dict[str, int]:
         """Calls of each side in a turn."""
         for name in _SIDES:
-            _called(self._side(name))  # loads and compiles
-        spent = {name: _called(self._side(name)) for name in _SIDES}
+            _call(self._side(name))  # loads and compiles
+        spent = {name: _call(self._side(name))[0]["cpu"] for name in _SIDES}
         turn = min(max(spent.values()), ENOUGH_S)
         return {name: max(1, round(turn / seconds)) for name, seconds in spent.items()}
 
@@ -84,26 +83,21 @@ class Race:
 _SIDES = ("ours", "peer")
 
 
-def _called(side: Side) -> float:
-    """CPU seconds of a call."""
-    begin = time.process_time()
-    side.call()
-    seconds = time.process_time() - begin
+def _call(side: Side) -> tuple[dict[str, float], float]:
+    """Seconds of a call by each clock, and the units of work it did."""
+    begin = {clock: read() for clock, read in CLOCKS.items()}
+    done = side.call()
+    end = {clock: read() for clock, read in CLOCKS.items()}
     side.prepare()
-    return max(seconds, TICK)
+    work = float(done) if isinstance(done, (int, float)) else side.work
+    return {clock: max(end[clock] - begin[clock], TICK) for clock in CLOCKS}, work
 
 
 def _seconds(side: Side, calls: int) -> dict[str, float]:
     """Seconds per unit of work by each clock, over so many calls."""
-    spent, work = dict.fromkeys(CLOCKS, 0.0), 0.0
-    for _ in range(calls):
-        begin = {clock: read() for clock, read in CLOCKS.items()}
-        done = side.call()
-        for clock, read in CLOCKS.items():
-            spent[clock] += max(read() - begin[clock], TICK)
-        work += float(done) if isinstance(done, (int, float)) else side.work
-        side.prepare()
-    return {clock: seconds / work for clock, seconds in spent.items()}
+    taken = [_call(side) for _ in range(calls)]
+    work = sum(units for _, units in taken)
+    return {clock: sum(spent[clock] for spent, _ in taken) / work for clock in CLOCKS}
 
 
 @dataclass(kw_only=True)

@@ -1,7 +1,7 @@
 """One process a task, at most `n_workers` at a time. A process that dies takes only its own task with it.
 
-On Linux, where a process that has imported torch may be forked, they come from a nursery; elsewhere each starts from
-nothing.
+On Linux, where a process that has imported torch may be forked, several tasks' come from a nursery; elsewhere, and for
+a single task, each starts from nothing.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def run(tasks: Sequence[Task], handle: Handle, n_workers: int) -> None:
     waiting = list(enumerate(tasks))[::-1]
     running: dict[int, _Process] = {}
     events: queue.Queue[tuple[int, Event]] = queue.Queue()
-    nursery = _nursery(tasks) if tasks and sys.platform == "linux" else None
+    nursery = _nursery(tasks[0]) if len(tasks) > 1 and sys.platform == "linux" else None
     try:
         while waiting or running:
             while waiting and len(running) < n_workers:
@@ -60,11 +60,11 @@ def run(tasks: Sequence[Task], handle: Handle, n_workers: int) -> None:
             nursery.close()
 
 
-def _nursery(tasks: Sequence[Task]) -> Nursery:
-    corpora = {corpus for task in tasks for corpus in task["corpora"]}
-    log = Path(tasks[0]["log"]).parent / "nursery.log"
+def _nursery(task: Task) -> Nursery:
+    """One for tasks that have corpora, threads and folder of logs in common with this one."""
+    log = Path(task["log"]).parent / "nursery.log"
     log.parent.mkdir(parents=True, exist_ok=True)
-    return Nursery(sorted(corpora), _environment(tasks[0]), log)
+    return Nursery(task["corpora"], _environment(task), log)
 
 
 def _environment(task: Task) -> dict[str, str]:

@@ -28,7 +28,7 @@ from archbench.levels import BEST, at_level
 from archbench.metrics.memory import peak_bytes
 from archbench.model import Batch, Loss, parameters_of
 from archbench.plan import make_plan
-from archbench.sizes import solve
+from archbench.sizes import on_meta, solve
 from archbench.suite import load_suite
 from archbench.train import autocast, choose_precision, descend, gradients_of, optimizer_of
 
@@ -247,9 +247,7 @@ def by_the_ladder(suite: str) -> Trial:
 
 
 def _learns_by_gradient(cell: Cell) -> bool:
-    with torch.device("meta"):
-        model = registry.architecture(cell.architecture).build(cell.config, None)
-    return bool(model.phases()[0].groups)
+    return bool(on_meta(registry.architecture(cell.architecture), cell.config).phases()[0].groups)
 
 
 def head_by_head_memory(vocab_size: int, n_future: int) -> Trial:
