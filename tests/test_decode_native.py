@@ -183,10 +183,11 @@ def test_bf16_weights_stay_bf16_and_sums_do_not(at: Any) -> None:
     assert (lean.float() - expected).abs().max() < 0.2 * spread
 
 
-@needs_compiler
+@pytest.mark.parametrize("level", ["lean", pytest.param("native", marks=needs_compiler)])
 @torch.no_grad()
-def test_many_steps_at_once_are_the_same_steps(config: TransformerConfig) -> None:
+def test_many_steps_at_once_are_the_same_steps(config: TransformerConfig, level: str, at: Any) -> None:
     """A call that writes many tokens, and one call a token: for rows together and alone, past the room there was."""
+    at(level)
     model, prompts, n = built(config), text(3, 21, config.vocab_size), 150
     state = model.prefill(prompts, model.initial_state(3))
     together = continue_from(model, copy_state(state), 3, n, GREEDY)
@@ -466,8 +467,9 @@ def test_copies_and_checkpoints_hold_no_packed_weights() -> None:
     assert torch.equal(again.predict(tokens, again.initial_layers(1))[0], expected)
 
 
-@needs_compiler
-def test_threads_may_share_a_model() -> None:
+@pytest.mark.parametrize("level", ["lean", pytest.param("native", marks=needs_compiler)])
+def test_threads_may_share_a_model(level: str, at: Any) -> None:
+    at(level)
     model = built(CONFIGS["four vectors, GQA"])
     prompts = [text(1, 20 + i, 300, seed=i) for i in range(4)]
     expected = [generate(model, prompt, 60, GREEDY) for prompt in prompts]

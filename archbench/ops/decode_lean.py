@@ -5,7 +5,9 @@ At a few rows a step is not arithmetic but calls, so it makes few of them, each 
 - matrices lie transposed, [inputs, outputs], gains and the root of the width multiplied into them;
 - the residual stream has one more column that holds sqrt(d eps), so that a norm is one vector norm and a division; the
   table of embeddings has it already;
-- rotary positions turn queries and keys at once: x cos + (x with halves exchanged) (-sin, sin);
+- rotary positions turn queries and keys at once: x cos + (x with halves exchanged) (-sin, sin), which for a single
+  position is a product with a matrix;
+- keys and values of all layers lie in one tensor, so that views are cut once a step;
 - residual additions are part of the products.
 
 Half types keep gains and norms apart in fp32, as rounding asks for it.
@@ -17,7 +19,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -25,7 +27,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from archbench.layers import KVCache, filled
-from archbench.ops.decode_weights import AngleTable, BlockWeights, DecoderWeights, LastCaches, Read, Written
+from archbench.ops.cache_stack import CacheStack, Place, place_in
+from archbench.ops.decode_weights import AngleTable, BlockWeights, DecoderWeights, Read, Written
 
 
 class _Block(NamedTuple):
@@ -37,12 +40,16 @@ class _Block(NamedTuple):
     down: Tensor
 
 
+_Turning: TypeAlias = Tensor | tuple[Tensor, Tensor]
+"""Rotary positions: a matrix (e, e) for one position; for several cosines and signed sines (t, e) each."""
+
+
 class LeanDecoder:
     """A model's weights, ready for steps."""
 
     ragged = False
     """rows may stand at different places"""
-    most_at_once = 1
+    most_at_once = 256
     """tokens of a row that `write` writes"""
 
     def __init__(self, weights: DecoderWeights) -> None:
@@ -53,10 +60,12 @@ class LeanDecoder:
         self._gain, self._unembedding = self._normed_product(weights.norm, weights.unembedding)
         self._blocks, self._heads = [self._block(b) for b in weights.blocks], [self._block(b) for b in weights.heads]
         self._queries = weights.n_heads * weights.head_dim
-        self._last = LastCaches()
+        self._stack = CacheStack()
         self._drafts = None
         if weights.drafts:
             _, self._drafts = self._normed_product(weights.norm, torch.cat([head.detach() for head in weights.drafts]))
+        same = torch.eye(weights.head_dim, dtype=weights.embedding.dtype if self._folds else torch.float32)
+        self._same, self._exchanged = same, same.roll(weights.head_dim // 2, 0)
         self._table = None if weights.angles is None else AngleTable(weights.angles, _signed)
 
     def read(
@@ -71,69 +80,87 @@ class LeanDecoder:
     ) -> Read:
         """Reads tokens, or what stands for them, `embedded`, behind `length` positions. Gives up `caches`."""
         assert behind is None, "not ragged"
-        (b, t), d = tokens.shape, self._width
-        end = length + t
-        if end > self._last.capacity or not self._last.are(caches):
-            caches = [cache.with_room(end) for cache in caches]
-            self._last.become(caches)
-        weights, blocks = self._weights, len(self._blocks)
+        (b, t), end = tokens.shape, length + tokens.shape[1]
+        caches = self._stack.holding(caches, length, end)
         if embedded is None:
             wide = torch.embedding(self._embedding, tokens.reshape(-1))
         else:
-            wide = self._widened(embedded.reshape(b * t, d))
-        x = wide.narrow(1, 0, d)
+            wide = self._widened(embedded.flatten(0, 1))
+        x, trunk = self._through(wide, (b, t), caches, length)
+        found = self._logits(wide, x).view(b, t, -1) if logits else None
+        return Read(trunk.view(b, t, -1), found, filled(caches, end))
+
+    def _through(
+        self, wide: Float[Tensor, "m w"], shape: tuple[int, int], caches: Sequence[KVCache], length: int
+    ) -> tuple[Float[Tensor, "m d"], Float[Tensor, "m d"]]:
+        """Sends the stream through all blocks, in place; what it then is, and what it was behind the trunk."""
+        t, weights, n_blocks = shape[1], self._weights, len(self._blocks)
+        x = trunk = wide.narrow(1, 0, self._width)
         turning = self._turning(length, t)
         # Numbers, since torch makes them of truth values anew at every call.
-        hidden = torch.full((t, end), float("-inf"), dtype=x.dtype).triu_(length + 1) if t > 1 else None
-        trunk = x
-        for number, (block, cache) in enumerate(zip(self._blocks, caches, strict=False), start=1):
-            projected = torch.mm(self._norm(wide, x, block.gain_attention), block.qkv)
-            self._gather(projected, (b, t), x, block, cache, length, turning, hidden)
+        hidden = torch.full((t, length + t), float("-inf"), dtype=x.dtype).triu_(length + 1) if t > 1 else None
+        places = self._stack.places(caches, length, length + t)
+        for number, (block, place) in enumerate(zip(self._blocks, places, strict=False), start=1):
+            self._gather(wide, x, shape, block, place, turning, hidden)
             self._feed(wide, x, block)
             if self._heads and number == weights.n_trunk:
                 trunk = x.clone()
-                self._fill(wide, x, caches[blocks:], b, length, turning)
-        found = torch.mm(self._norm(wide, x, self._gain), self._unembedding).view(b, t, -1) if logits else None
-        return Read(trunk.view(b, t, d), found, filled(caches, end))
+                self._fill(wide, x, shape, places[n_blocks:], turning)
+        return x, trunk
 
-    def _turning(self, length: int, t: int) -> tuple[Tensor, Tensor] | None:
-        """Cosines and signed sines of t positions from `length` on."""
+    def _logits(self, wide: Float[Tensor, "m w"], x: Float[Tensor, "m d"]) -> Float[Tensor, "m v"]:
+        return torch.mm(self._norm(wide, x, self._gain), self._unembedding)
+
+    def _turning(self, length: int, t: int) -> _Turning | None:
+        """What turns heads at t positions from `length` on."""
         if self._table is None:
             return None
-        self._table.cover(length, length + t)
-        place = length - self._table.first
-        return self._table.cos.narrow(0, place, t), self._table.sin.narrow(0, place, t)
+        first, _, all_cos, all_sin = self._table.covering(length, length + t)
+        cos, sin = all_cos.narrow(0, length - first, t), all_sin.narrow(0, length - first, t)
+        if t > 1:
+            return cos, sin
+        return torch.addcmul(self._same * cos, self._exchanged, sin)
 
-    def _turned(self, heads: Float[Tensor, "b h t e"], turning: tuple[Tensor, Tensor] | None) -> Tensor:
-        if turning is None:
-            return heads
-        turned = torch.addcmul(heads * turning[0], heads.roll(heads.shape[3] // 2, -1), turning[1])
-        return turned if self._folds else turned.to(heads.dtype)
+    def _heads_of(
+        self, projected: Float[Tensor, "m w"], shape: tuple[int, int], n_heads: int, turning: _Turning | None
+    ) -> tuple[Float[Tensor, "b h t e"], Float[Tensor, "b g t e"], Float[Tensor, "b g t e"]]:
+        """Queries of so many heads and keys, both at their positions, and values."""
+        (b, t), n_shared, e = shape, self._weights.n_kv_heads, self._weights.head_dim
+        if isinstance(turning, Tensor):  # one product, for the values too: cheaper than parting them before
+            rows = projected.view(-1, e)
+            turned = torch.mm(rows, turning) if self._folds else torch.mm(rows.float(), turning).to(rows.dtype)
+            queries, keys, _ = turned.view(b, -1, 1, e).split_with_sizes((n_heads, n_shared, n_shared), 1)
+            return queries, keys, projected.view(b, -1, 1, e).narrow(1, n_heads + n_shared, n_shared)
+        heads = projected.view(b, t, -1, e).transpose(1, 2)
+        turning_heads, values = heads.split_with_sizes((n_heads + n_shared, n_shared), 1)
+        if turning is not None:
+            cos, sin = turning
+            turned = torch.addcmul(turning_heads * cos, turning_heads.roll(e // 2, -1), sin)
+            turning_heads = turned if self._folds else turned.to(heads.dtype)
+        queries, keys = turning_heads.split_with_sizes((n_heads, n_shared), 1)
+        return queries, keys, values
 
     def _gather(
         self,
-        projected: Float[Tensor, "m w"],
-        shape: tuple[int, int],
+        wide: Float[Tensor, "m w"],
         x: Float[Tensor, "m d"],
+        shape: tuple[int, int],
         block: _Block,
-        cache: KVCache,
-        length: int,
-        turning: tuple[Tensor, Tensor] | None,
+        place: Place,
+        turning: _Turning | None,
         hidden: Tensor | None,
     ) -> None:
-        """Attention: keys and values go into the cache, what is gathered is added to x."""
-        weights = self._weights
-        n_heads, n_shared, e = weights.n_heads, weights.n_kv_heads, weights.head_dim
-        b, t = shape
-        heads = projected.view(b, -1, 1, e) if t == 1 else projected.view(b, t, -1, e).transpose(1, 2)
-        turning_heads, new_values = heads.split_with_sizes((n_heads + n_shared, n_shared), 1)
-        queries, new_keys = self._turned(turning_heads, turning).split_with_sizes((n_heads, n_shared), 1)
-        keys, values = cache.keys.narrow(2, 0, length + t), cache.values.narrow(2, 0, length + t)
-        keys.narrow(2, length, t).copy_(new_keys)
-        values.narrow(2, length, t).copy_(new_values)
-        mixed = F.scaled_dot_product_attention(queries, keys, values, attn_mask=hidden, enable_gqa=n_heads != n_shared)
-        mixed = mixed if t == 1 else mixed.transpose(1, 2)
-        x.addmm_(mixed.reshape(b * t, -1), block.out)
+        """Attention: keys and values go to their place, what is gathered is added to x."""
+        n_heads, grouped = self._weights.n_heads, self._weights.n_heads != self._weights.n_kv_heads
+        new_keys, new_values, keys, values = place
+        projected = torch.mm(self._norm(wide, x, block.gain_attention), block.qkv)
+        queries, found_keys, found_values = self._heads_of(projected, shape, n_heads, turning)
+        new_keys.copy_(found_keys)
+        new_values.copy_(found_values)
+        mixed = F.scaled_dot_product_attention(queries, keys, values, attn_mask=hidden, enable_gqa=grouped)
+        if shape[1] > 1:
+            mixed = mixed.transpose(1, 2)
+        x.addmm_(mixed.reshape(len(x), -1), block.out)
 
     def _feed(self, wide: Float[Tensor, "m w"], x: Float[Tensor, "m d"], block: _Block) -> None:
         gate, up = torch.mm(self._norm(wide, x, block.gain_ffn), block.gate_up).chunk(2, -1)
@@ -143,28 +170,29 @@ class LeanDecoder:
         self,
         wide: Float[Tensor, "m w"],
         x: Float[Tensor, "m d"],
-        caches: Sequence[KVCache],
-        b: int,
-        length: int,
-        turning: tuple[Tensor, Tensor] | None,
+        shape: tuple[int, int],
+        places: Sequence[Place],
+        turning: _Turning | None,
     ) -> None:
         """Keys and values of the heads at new positions."""
-        n_shared, e = self._weights.n_kv_heads, self._weights.head_dim
-        for head, cache in zip(self._heads, caches, strict=True):
+        for head, (new_keys, new_values, _, _) in zip(self._heads, places, strict=True):
             projected = torch.mm(self._norm(wide, x, head.gain_attention), head.qkv[:, self._queries :])
-            new = projected.view(b, -1, 2 * n_shared, e).transpose(1, 2)
-            t = new.shape[2]
-            cache.keys.narrow(2, length, t).copy_(self._turned(new.narrow(1, 0, n_shared), turning))
-            cache.values.narrow(2, length, t).copy_(new.narrow(1, n_shared, n_shared))
+            _, keys, values = self._heads_of(projected, shape, 0, turning)
+            new_keys.copy_(keys)
+            new_values.copy_(values)
 
     def write(
         self, pending: Int[Tensor, " b"], caches: Sequence[KVCache], length: int, n: int
     ) -> tuple[Int[Tensor, "b n"], tuple[KVCache, ...]]:
-        """Reads the pending token of each row and returns the most likely next one. Gives up `caches`."""
-        assert n == 1
-        _, logits, after = self.read(pending[:, None], caches, length)
-        assert logits is not None
-        return logits.argmax(-1), after
+        """Reads the pending token of each row and writes the n most likely next ones, each read but for the last. Gives
+        up `caches`."""
+        end = length + n
+        caches, written = self._stack.holding(caches, length, end), [pending]
+        for place in range(length, end):
+            wide = torch.embedding(self._embedding, written[-1])
+            x, _ = self._through(wide, (len(pending), 1), caches, place)
+            written.append(self._logits(wide, x).argmax(-1))
+        return torch.stack(written[1:], dim=1), filled(caches, end)
 
     def draft(
         self,
@@ -185,15 +213,14 @@ class LeanDecoder:
         for head, cache in zip(self._heads[:n], caches[len(self._blocks) :], strict=False):
             wide = self._widened(last)
             x = wide.narrow(1, 0, self._width)
-            projected = torch.mm(self._norm(wide, x, head.gain_attention), head.qkv)
-            self._gather(projected, (b, 1), x, head, cache, length - 1, turning, None)
+            self._gather(wide, x, (b, 1), head, place_in(cache, length - 1, length), turning, None)
             self._feed(wide, x, head)
-            found.append(torch.mm(self._norm(wide, x, self._gain), self._unembedding))
+            found.append(self._logits(wide, x))
         return torch.stack(found, dim=1)
 
     def continues(self, caches: Sequence[KVCache]) -> bool:
         """Whether these are the caches of the last call."""
-        return self._last.are(caches)
+        return self._stack.are(caches)
 
     def speculate(
         self,

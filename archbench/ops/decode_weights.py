@@ -79,21 +79,30 @@ class Written(NamedTuple):
     caches: tuple[KVCache, ...]
 
 
+class HeldAngles(NamedTuple):
+    """Those of positions first .. end - 1, as `AngleTable` was told to make them."""
+
+    first: int
+    end: int
+    cos: Tensor
+    sin: Tensor
+
+
 class AngleTable:
     """Angles of the positions around those asked for last. `made` turns cosines and sines into what is kept."""
 
     def __init__(self, angles: Angles, made: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]) -> None:
         self._angles, self._made = angles, made
-        self.first = self.end = 0
-        self.cos = self.sin = torch.empty(0)
+        self._held = HeldAngles(0, 0, torch.empty(0), torch.empty(0))
 
-    def cover(self, low: int, high: int) -> None:
-        """Makes the table hold positions low .. high - 1."""
-        if self.first <= low and high <= self.end:
-            return
-        self.first, self.end = low // CHUNK * CHUNK, -(-high // CHUNK) * CHUNK
-        with torch.inference_mode(False), torch.no_grad():
-            self.cos, self.sin = self._made(*self._angles(self.first, self.end - self.first))
+    def covering(self, low: int, high: int) -> HeldAngles:
+        """A table that holds positions low .. high - 1."""
+        held = self._held
+        if not (held.first <= low and high <= held.end):
+            first, end = low // CHUNK * CHUNK, -(-high // CHUNK) * CHUNK
+            with torch.inference_mode(False), torch.no_grad():
+                held = self._held = HeldAngles(first, end, *self._made(*self._angles(first, end - first)))
+        return held
 
 
 class LastCaches:
