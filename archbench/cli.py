@@ -47,6 +47,7 @@ Kind = Literal["architectures", "metrics", "tasks", "suites", "corpora", "sizes"
 
 @app.command()
 def run(
+    ctx: typer.Context,
     suite: SuiteArgument,
     out: Annotated[Path | None, typer.Option(help="Folder of the run (default: results/SUITE).")] = None,
     only: Only = None,
@@ -62,6 +63,10 @@ def run(
     ] = None,
 ) -> None:
     """Train and measure every cell of a suite. What is already done is skipped; what was interrupted goes on."""
+    if executor == "processes":
+        from archbench.executors import processes
+
+        ctx.with_resource(processes.started_early(threads))
     from archbench import display
     from archbench.plan import make_plan
     from archbench.run import Options, executor_named, search

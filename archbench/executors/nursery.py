@@ -4,12 +4,12 @@ Importing torch with all that a training asks of it takes seconds, reading a cor
 both once; its children begin where it stands. It computes nothing and starts no thread of its own, so a child finds
 what a process of its own would find.
 
-The parent asks over a socket, one JSON message each: a number with three descriptors, for a child's standard input,
-output and errors, is answered with the child's process id; a number with a process id is answered with the exit code
-as `subprocess` has it, or null while the child runs. Answers repeat the number, since an interrupt may have left an
-answer unread. Where the socket ends the parent is gone, and so goes the nursery.
+The parent asks over a socket, one JSON message each, a number and what is asked: null, with three descriptors for a
+child's standard input, output and errors, is answered with the child's process id; a process id with the exit code as
+`subprocess` has it, or null while the child runs; corpora are read, without an answer. Answers repeat the number, since
+an interrupt may have left an answer unread. Where the socket ends the parent is gone, and so goes the nursery.
 
-Run as `python -m archbench.executors.nursery DESCRIPTOR CORPUS...`.
+Run as `python -m archbench.executors.nursery DESCRIPTOR`.
 """
 
 from __future__ import annotations
@@ -23,9 +23,10 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable, Iterable, Mapping
-from pathlib import Path
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 
 from archbench.errors import ArchbenchError
 
@@ -34,21 +35,28 @@ LONGEST = 1 << 12
 
 
 class Nursery:
-    """The parent's side. `corpora` are read beforehand; what goes wrong is written to `log`."""
+    """The parent's side. Children get this environment."""
 
-    def __init__(self, corpora: Iterable[str], environment: Mapping[str, str], log: Path) -> None:
-        self._log, self._numbers = log, itertools.count()
+    def __init__(self, environment: Mapping[str, str]) -> None:
+        self.environment, self._numbers, self._read = dict(environment), itertools.count(), set[str]()
+        self._errors = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115  closed by close
         self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        command = [sys.executable, "-m", __name__, str(theirs.fileno()), *corpora]
-        with theirs, log.open("w", encoding="utf-8") as errors:
+        with theirs:
             self._process = subprocess.Popen(
-                command,
+                [sys.executable, "-m", __name__, str(theirs.fileno())],
                 stdin=subprocess.DEVNULL,
-                stdout=errors,
-                stderr=errors,
+                stdout=self._errors,
+                stderr=self._errors,
                 pass_fds=[theirs.fileno()],
-                env=dict(environment),
+                env=self.environment,
             )
+
+    def read(self, corpora: Iterable[str]) -> None:
+        """Children that are started from now on have read these corpora. Raises ArchbenchError when it has ended."""
+        new = sorted(set(corpora) - self._read)
+        self._read.update(new)
+        if new:
+            self._send(new)
 
     def start(self, errors: int) -> Child:
         """A worker process that writes its errors to this descriptor.
@@ -59,7 +67,7 @@ class Nursery:
         input_read, input_write = os.pipe()
         output_read, output_write = os.pipe()
         try:
-            pid = self.ask(descriptors=[input_read, output_write, errors])
+            pid = self._answer(self._send(None, [input_read, output_write, errors]))
         except BaseException:
             os.close(input_write)
             os.close(output_read)
@@ -70,24 +78,41 @@ class Nursery:
         assert pid is not None, "a new child has an id"
         return Child(self, pid, input_write, output_read)
 
-    def ask(self, pid: int | None = None, descriptors: Iterable[int] = ()) -> int | None:
-        """How the child of this id ended, or the id of a new one. Raises ArchbenchError when the nursery has ended."""
-        number = next(self._numbers)
-        try:
-            socket.send_fds(self._socket, [json.dumps([number, pid]).encode()], list(descriptors))
-            while message := self._socket.recv(LONGEST):
-                answered, answer = json.loads(message)
-                if answered == number:
-                    return answer
-        except OSError as error:
-            raise ArchbenchError(f"the process that starts workers is gone ({error}); see {self._log}") from None
-        raise ArchbenchError(f"the process that starts workers ended with code {self._process.wait()}; see {self._log}")
+    def ended(self, pid: int) -> int | None:
+        """How the child of this id ended; None while it runs. Raises ArchbenchError when the nursery has ended."""
+        return self._answer(self._send(pid))
 
     def close(self) -> None:
         """Ends it; its children live on."""
         self._socket.close()
         self._process.kill()
         self._process.wait()
+        self._errors.close()
+
+    def _send(self, asked: int | Sequence[str] | None, descriptors: Sequence[int] = ()) -> int:
+        number = next(self._numbers)
+        try:
+            socket.send_fds(self._socket, [json.dumps([number, asked]).encode()], list(descriptors))
+        except OSError:
+            raise self._gone() from None
+        return number
+
+    def _answer(self, number: int) -> int | None:
+        try:
+            while message := self._socket.recv(LONGEST):
+                answered, answer = json.loads(message)
+                if answered == number:
+                    return answer
+        except OSError:
+            pass
+        raise self._gone()
+
+    def _gone(self) -> ArchbenchError:
+        code = self._process.wait()
+        self._errors.seek(0)
+        lines = self._errors.read().strip().splitlines()
+        said = lines[-1] if lines else "no message"
+        return ArchbenchError(f"the process that starts workers ended with code {code}: {said}")
 
 
 class Child:
@@ -102,7 +127,7 @@ class Child:
     def poll(self) -> int | None:
         """The exit code; None while it runs."""
         if self._code is None:
-            self._code = self._nursery.ask(self._pid)
+            self._code = self._nursery.ended(self._pid)
         return self._code
 
     def wait(self, timeout: float = float("inf")) -> int:
@@ -126,16 +151,19 @@ class Child:
                 os.kill(self._pid, number)
 
 
-def serve(link: socket.socket) -> bool:
-    """Forks workers and tells what became of them until the parent is gone. True in a forked child, whose standard
-    files are those that came along."""
+def serve(link: socket.socket, read: Callable[[Sequence[str]], None]) -> bool:
+    """Reads corpora, forks workers and tells what became of them until the parent is gone. True in a forked child,
+    whose standard files are those that came along."""
     while True:
         message, descriptors, _, _ = socket.recv_fds(link, LONGEST, 3)
         if not message:
             return False
-        number, pid = json.loads(message)
-        if pid is not None:
-            ended, status = os.waitpid(pid, os.WNOHANG)
+        number, asked = json.loads(message)
+        if isinstance(asked, list):
+            read(asked)
+            continue
+        if asked is not None:
+            ended, status = os.waitpid(asked, os.WNOHANG)
             answer = os.waitstatus_to_exitcode(status) if ended else None
         else:
             answer = os.fork()
@@ -150,7 +178,16 @@ def serve(link: socket.socket) -> bool:
         link.sendall(json.dumps([number, answer]).encode())
 
 
-def main(descriptor: str, *corpora: str) -> None:
+def load(one: Callable[[str], object], names: Iterable[str]) -> None:
+    """Loads each of these for all children. Whoever needs one that cannot be loaded says what is wrong with it."""
+    for name in names:
+        with contextlib.suppress(Exception):
+            one(name)
+    gc.collect()
+    gc.freeze()  # a collection in a child would touch, and so copy, all that it shares
+
+
+def main(descriptor: str) -> None:
     """The process's entry."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what an interrupt means
     import torch._dynamo  # noqa: F401  every optimizer imports it, which takes a second
@@ -158,20 +195,14 @@ def main(descriptor: str, *corpora: str) -> None:
     from archbench import registry, worker
     from archbench.plan import corpus_of
 
-    wanted: list[tuple[Callable[[str], object], Iterable[str]]] = [
-        (registry.architecture, registry.architectures()),
-        (registry.metric, registry.metrics()),
-        (corpus_of, corpora),
-    ]
-    for load, names in wanted:
-        for name in names:
-            with contextlib.suppress(Exception):  # whoever needs it says what is wrong with it
-                load(name)
-    gc.collect()
-    gc.freeze()  # a collection in a child would touch, and so copy, all that it shares
-    if serve(socket.socket(fileno=int(descriptor))):
+    load(registry.architecture, registry.architectures())
+    load(registry.metric, registry.metrics())
+    if serve(socket.socket(fileno=int(descriptor)), partial(load, corpus_of)):
         worker.main()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)  # to take down all that it shares would copy it first: a second
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    main(sys.argv[1])

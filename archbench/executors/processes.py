@@ -14,10 +14,11 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO
 
+from archbench.environment import usable_cores
 from archbench.errors import ArchbenchError
 from archbench.executors import Event, Handle, Task
 from archbench.executors.nursery import Child, Nursery
@@ -37,39 +38,65 @@ def run(tasks: Sequence[Task], handle: Handle, n_workers: int) -> None:
     waiting = list(enumerate(tasks))[::-1]
     running: dict[int, _Process] = {}
     events: queue.Queue[tuple[int, Event]] = queue.Queue()
-    nursery = _nursery(tasks[0]) if len(tasks) > 1 and sys.platform == "linux" else None
+    with _nursery(tasks) as nursery:
+        try:
+            while waiting or running:
+                while waiting and len(running) < n_workers:
+                    index, task = waiting.pop()
+                    running[index] = _Process(index, task, events, nursery)
+                index, event = events.get()
+                if event["event"] == "ended":
+                    reason = running.pop(index).reason_of_death()
+                    if reason:
+                        handle(index, {"event": "died", "reason": reason})
+                else:
+                    handle(index, event)
+        finally:
+            for process in running.values():
+                process.ask_to_end()
+            for process in running.values():
+                with contextlib.suppress(ArchbenchError):  # without a nursery nothing tells that it has ended
+                    process.end()
+
+
+_early: list[Nursery] = []
+
+
+@contextlib.contextmanager
+def started_early(threads: int) -> Iterator[None]:
+    """Starts a nursery at once, for the runs inside whose workers have so many threads: it gets ready while they are
+    planned. Nothing where there is no nursery, or no second core for it."""
+    if sys.platform != "linux" or usable_cores() == 1:
+        yield
+        return
+    nursery = Nursery(_environment(threads))
+    _early.append(nursery)
     try:
-        while waiting or running:
-            while waiting and len(running) < n_workers:
-                index, task = waiting.pop()
-                running[index] = _Process(index, task, events, nursery)
-            index, event = events.get()
-            if event["event"] == "ended":
-                reason = running.pop(index).reason_of_death()
-                if reason:
-                    handle(index, {"event": "died", "reason": reason})
-            else:
-                handle(index, event)
+        yield
     finally:
-        for process in running.values():
-            process.ask_to_end()
-        for process in running.values():
-            with contextlib.suppress(ArchbenchError):  # without a nursery nothing tells that it has ended
-                process.end()
-        if nursery is not None:
+        _early.remove(nursery)
+        nursery.close()
+
+
+@contextlib.contextmanager
+def _nursery(tasks: Sequence[Task]) -> Iterator[Nursery | None]:
+    """One for tasks that have corpora and threads in common."""
+    if len(tasks) == 1 or sys.platform != "linux":
+        yield None
+        return
+    environment = _environment(tasks[0]["threads"])
+    fitting = [nursery for nursery in _early if nursery.environment == environment]
+    nursery = fitting[0] if fitting else Nursery(environment)
+    try:
+        nursery.read(tasks[0]["corpora"])
+        yield nursery
+    finally:
+        if not fitting:
             nursery.close()
 
 
-def _nursery(task: Task) -> Nursery:
-    """One for tasks that have corpora, threads and folder of logs in common with this one."""
-    log = Path(task["log"]).parent / "nursery.log"
-    log.parent.mkdir(parents=True, exist_ok=True)
-    return Nursery(task["corpora"], _environment(task), log)
-
-
-def _environment(task: Task) -> dict[str, str]:
-    threads = str(task["threads"])
-    return {**os.environ, "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
+def _environment(threads: int) -> dict[str, str]:
+    return {**os.environ, "OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
 
 
 def _popen(task: Task, log: IO[str]) -> subprocess.Popen[str]:
@@ -80,7 +107,7 @@ def _popen(task: Task, log: IO[str]) -> subprocess.Popen[str]:
         stderr=log,
         text=True,
         encoding="utf-8",
-        env=_environment(task),
+        env=_environment(task["threads"]),
     )
 
 
