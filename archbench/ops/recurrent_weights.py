@@ -15,7 +15,7 @@ from typing import NamedTuple, TypeAlias
 from jaxtyping import Float
 from torch import Tensor
 
-LONGEST = {"lean": 1, "native": 32}
+LONGEST = {"lean": 12, "native": 32}
 """New tokens of a row, at most, that a level reads quicker than the model's own modules do."""
 
 States: TypeAlias = Sequence[tuple[Tensor, Tensor]]
