@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from typing import NamedTuple, TypeAlias
 
 import torch
@@ -36,7 +37,8 @@ class _Block(NamedTuple):
     qkv: Tensor
     out: Tensor
     gain_ffn: Tensor
-    gate_up: Tensor
+    gate: Tensor
+    up: Tensor
     down: Tensor
 
 
@@ -61,12 +63,16 @@ class LeanDecoder:
         self._blocks, self._heads = [self._block(b) for b in weights.blocks], [self._block(b) for b in weights.heads]
         self._queries = weights.n_heads * weights.head_dim
         self._stack = CacheStack()
+        attend = F.scaled_dot_product_attention
+        self._attend = attend if weights.n_heads == weights.n_kv_heads else partial(attend, enable_gqa=True)
         self._drafts = None
         if weights.drafts:
             _, self._drafts = self._normed_product(weights.norm, torch.cat([head.detach() for head in weights.drafts]))
-        same = torch.eye(weights.head_dim, dtype=weights.embedding.dtype if self._folds else torch.float32)
-        self._same, self._exchanged = same, same.roll(weights.head_dim // 2, 0)
-        self._table = None if weights.angles is None else AngleTable(weights.angles, _signed)
+        self._table = self._matrices = None
+        if weights.angles is not None:
+            wide = torch.promote_types(weights.embedding.dtype, torch.float32)
+            self._table = AngleTable(weights.angles, _signed)
+            self._matrices = AngleTable(weights.angles, partial(_matrices, wide), at_once=32)
 
     def read(
         self,
@@ -101,8 +107,7 @@ class LeanDecoder:
         hidden = torch.full((t, length + t), float("-inf"), dtype=x.dtype).triu_(length + 1) if t > 1 else None
         places = self._stack.places(caches, length, length + t)
         for number, (block, place) in enumerate(zip(self._blocks, places, strict=False), start=1):
-            self._gather(wide, x, shape, block, place, turning, hidden)
-            self._feed(wide, x, block)
+            self._layer(wide, x, shape, block, place, turning, hidden)
             if self._heads and number == weights.n_trunk:
                 trunk = x.clone()
                 self._fill(wide, x, shape, places[n_blocks:], turning)
@@ -113,13 +118,13 @@ class LeanDecoder:
 
     def _turning(self, length: int, t: int) -> _Turning | None:
         """What turns heads at t positions from `length` on."""
-        if self._table is None:
+        if self._table is None or self._matrices is None:
             return None
-        first, _, all_cos, all_sin = self._table.covering(length, length + t)
-        cos, sin = all_cos.narrow(0, length - first, t), all_sin.narrow(0, length - first, t)
-        if t > 1:
-            return cos, sin
-        return torch.addcmul(self._same * cos, self._exchanged, sin)
+        if t == 1:
+            first, matrices = self._matrices.covering(length, length + 1)
+            return matrices[length - first]
+        first, (cos, sin) = self._table.covering(length, length + t)
+        return cos.narrow(0, length - first, t), sin.narrow(0, length - first, t)
 
     def _heads_of(
         self, projected: Float[Tensor, "m w"], shape: tuple[int, int], n_heads: int, turning: _Turning | None
@@ -127,10 +132,12 @@ class LeanDecoder:
         """Queries of so many heads and keys, both at their positions, and values."""
         (b, t), n_shared, e = shape, self._weights.n_kv_heads, self._weights.head_dim
         if isinstance(turning, Tensor):  # one product, for the values too: cheaper than parting them before
-            rows = projected.view(-1, e)
-            turned = torch.mm(rows, turning) if self._folds else torch.mm(rows.float(), turning).to(rows.dtype)
-            queries, keys, _ = turned.view(b, -1, 1, e).split_with_sizes((n_heads, n_shared, n_shared), 1)
-            return queries, keys, projected.view(b, -1, 1, e).narrow(1, n_heads + n_shared, n_shared)
+            heads = projected.view(b, -1, 1, e)
+            turned = (
+                torch.matmul(heads, turning) if self._folds else torch.matmul(heads.float(), turning).to(heads.dtype)
+            )
+            queries, keys, _ = turned.split_with_sizes((n_heads, n_shared, n_shared), 1)
+            return queries, keys, heads.narrow(1, n_heads + n_shared, n_shared)
         heads = projected.view(b, t, -1, e).transpose(1, 2)
         turning_heads, values = heads.split_with_sizes((n_heads + n_shared, n_shared), 1)
         if turning is not None:
@@ -140,7 +147,7 @@ class LeanDecoder:
         queries, keys = turning_heads.split_with_sizes((n_heads, n_shared), 1)
         return queries, keys, values
 
-    def _gather(
+    def _layer(
         self,
         wide: Float[Tensor, "m w"],
         x: Float[Tensor, "m d"],
@@ -150,21 +157,19 @@ class LeanDecoder:
         turning: _Turning | None,
         hidden: Tensor | None,
     ) -> None:
-        """Attention: keys and values go to their place, what is gathered is added to x."""
-        n_heads, grouped = self._weights.n_heads, self._weights.n_heads != self._weights.n_kv_heads
+        """Sends the stream through a block, in place; new keys and values go to their place."""
+        (b, t), (gain_attention, qkv, out, gain_ffn, gate, up, down) = shape, block
         new_keys, new_values, keys, values = place
-        projected = torch.mm(self._norm(wide, x, block.gain_attention), block.qkv)
-        queries, found_keys, found_values = self._heads_of(projected, shape, n_heads, turning)
+        projected = torch.mm(self._norm(wide, x, gain_attention), qkv)
+        queries, found_keys, found_values = self._heads_of(projected, shape, self._weights.n_heads, turning)
         new_keys.copy_(found_keys)
         new_values.copy_(found_values)
-        mixed = F.scaled_dot_product_attention(queries, keys, values, attn_mask=hidden, enable_gqa=grouped)
-        if shape[1] > 1:
+        mixed = self._attend(queries, keys, values, hidden)
+        if t > 1:
             mixed = mixed.transpose(1, 2)
-        x.addmm_(mixed.reshape(len(x), -1), block.out)
-
-    def _feed(self, wide: Float[Tensor, "m w"], x: Float[Tensor, "m d"], block: _Block) -> None:
-        gate, up = torch.mm(self._norm(wide, x, block.gain_ffn), block.gate_up).chunk(2, -1)
-        x.addmm_(F.silu(gate).mul_(up), block.down)
+        x.addmm_(mixed.reshape(b * t, -1), out)
+        normed = self._norm(wide, x, gain_ffn)
+        x.addmm_(F.silu(torch.mm(normed, gate), inplace=True).mul_(torch.mm(normed, up)), down)
 
     def _fill(
         self,
@@ -191,7 +196,9 @@ class LeanDecoder:
         for place in range(length, end):
             wide = torch.embedding(self._embedding, written[-1])
             x, _ = self._through(wide, (len(pending), 1), caches, place)
-            written.append(self._logits(wide, x).argmax(-1))
+            # Where the gain is part of the product, a norm only scales logits: the largest is the same one.
+            logits = torch.mm(x, self._unembedding) if self._folds else self._logits(wide, x)
+            written.append(logits.argmax(-1))
         return torch.stack(written[1:], dim=1), filled(caches, end)
 
     def draft(
@@ -213,8 +220,7 @@ class LeanDecoder:
         for head, cache in zip(self._heads[:n], caches[len(self._blocks) :], strict=False):
             wide = self._widened(last)
             x = wide.narrow(1, 0, self._width)
-            self._gather(wide, x, (b, 1), head, place_in(cache, length - 1, length), turning, None)
-            self._feed(wide, x, head)
+            self._layer(wide, x, (b, 1), head, place_in(cache, length - 1, length), turning, None)
             found.append(self._logits(wide, x))
         return torch.stack(found, dim=1)
 
@@ -248,8 +254,10 @@ class LeanDecoder:
 
     def _block(self, block: BlockWeights) -> _Block:
         gain_attention, qkv = self._normed_product(block.norm_attention, block.qkv)
-        gain_ffn, gate_up = self._normed_product(block.norm_ffn, block.gate_up)
-        return _Block(gain_attention, qkv, _transposed(block.out), gain_ffn, gate_up, _transposed(block.down))
+        gate, up = block.gate_up.chunk(2)
+        gain_ffn, gate = self._normed_product(block.norm_ffn, gate)
+        _, up = self._normed_product(block.norm_ffn, up)
+        return _Block(gain_attention, qkv, _transposed(block.out), gain_ffn, gate, up, _transposed(block.down))
 
     def _widened(self, x: Float[Tensor, "m d"]) -> Float[Tensor, "m w"]:
         return F.pad(x, (0, 1), value=math.sqrt(self._width * self._weights.eps))
@@ -270,6 +278,13 @@ class LeanDecoder:
 def _signed(cos: Float[Tensor, "n e"], sin: Float[Tensor, "n e"]) -> tuple[Float[Tensor, "n e"], Float[Tensor, "n e"]]:
     first, second = sin.chunk(2, dim=1)
     return cos, torch.cat([-first, second], dim=1)
+
+
+def _matrices(dtype: torch.dtype, cos: Float[Tensor, "n e"], sin: Float[Tensor, "n e"]) -> Sequence[Tensor]:
+    """For each position the matrix (e, e) that turns a head from the right."""
+    same = torch.eye(cos.shape[1], dtype=dtype)
+    cos, sin = _signed(cos, sin)
+    return torch.addcmul(same * cos[:, None], same.roll(len(same) // 2, 0), sin[:, None]).unbind(0)
 
 
 def _transposed(weight: Float[Tensor, "o i"]) -> Float[Tensor, "i o"]:

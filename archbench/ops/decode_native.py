@@ -20,7 +20,7 @@ from torch import Tensor
 
 from archbench.layers import KVCache, filled
 from archbench.ops import native
-from archbench.ops.decode_weights import AngleTable, BlockWeights, DecoderWeights, HeldAngles, LastCaches, Read, Written
+from archbench.ops.decode_weights import AngleTable, BlockWeights, DecoderWeights, LastCaches, Read, Written
 from archbench.ops.panels import Packed, Panels
 
 
@@ -89,7 +89,7 @@ class NativeDecoder:
         self._kernels = _kernels(native.library())
         self._held: list[object] = []
         self._table = None if weights.angles is None else AngleTable(weights.angles, _halves)
-        self._angles: HeldAngles | None = None
+        self._angles: tuple[Tensor, Tensor] | None = None
         blocks = (_Block * len(weights.blocks))(*(self._block(block) for block in weights.blocks))
         n_vocab, d_model = weights.embedding.shape
         embedding = self._keep(weights.embedding.detach().contiguous())
@@ -246,11 +246,10 @@ class NativeDecoder:
         if table is not None:
             low = length if behind is None else length - int(behind.max())
             low -= 1 if arguments.n_heads_kept else 0  # where heads draft
-            held = table.covering(low, end)
-            if held is not self._angles:
-                self._angles = held
-                arguments.cos, arguments.sin = held.cos.data_ptr(), held.sin.data_ptr()
-                arguments.first_angle = held.first
+            arguments.first_angle, angles = table.covering(low, end)
+            if angles is not self._angles:
+                self._angles = cos, sin = angles
+                arguments.cos, arguments.sin = cos.data_ptr(), sin.data_ptr()
         return caches
 
     def _trunk_like(self, stream: Tensor) -> Tensor:

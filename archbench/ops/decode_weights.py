@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, TypeAlias
+from typing import Generic, NamedTuple, TypeAlias, TypeVar
 
 import torch
 from jaxtyping import Float, Int
@@ -24,6 +24,8 @@ Angles: TypeAlias = Callable[[int, int], tuple[Tensor, Tensor]]
 
 CHUNK = 512
 """Positions whose angles are computed at once."""
+
+T = TypeVar("T")
 
 
 class BlockWeights(NamedTuple):
@@ -79,30 +81,24 @@ class Written(NamedTuple):
     caches: tuple[KVCache, ...]
 
 
-class HeldAngles(NamedTuple):
-    """Those of positions first .. end - 1, as `AngleTable` was told to make them."""
+class AngleTable(Generic[T]):
+    """What `made` makes of the cosines and sines of positions around those asked for last, so many at once."""
 
-    first: int
-    end: int
-    cos: Tensor
-    sin: Tensor
+    def __init__(self, angles: Angles, made: Callable[[Tensor, Tensor], T], at_once: int = CHUNK) -> None:
+        self._angles, self._made, self._at_once = angles, made, at_once
+        self._held: tuple[int, int, T] | None = None
 
-
-class AngleTable:
-    """Angles of the positions around those asked for last. `made` turns cosines and sines into what is kept."""
-
-    def __init__(self, angles: Angles, made: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]) -> None:
-        self._angles, self._made = angles, made
-        self._held = HeldAngles(0, 0, torch.empty(0), torch.empty(0))
-
-    def covering(self, low: int, high: int) -> HeldAngles:
-        """A table that holds positions low .. high - 1."""
-        held = self._held
-        if not (held.first <= low and high <= held.end):
-            first, end = low // CHUNK * CHUNK, -(-high // CHUNK) * CHUNK
-            with torch.inference_mode(False), torch.no_grad():
-                held = self._held = HeldAngles(first, end, *self._made(*self._angles(first, end - first)))
-        return held
+    def covering(self, low: int, high: int) -> tuple[int, T]:
+        """A first position, and what was made of those from there to high - 1 at least; low is among them."""
+        if self._held is not None:
+            first, end, made = self._held
+            if first <= low and high <= end:
+                return first, made
+        first, end = low // self._at_once * self._at_once, -(-high // self._at_once) * self._at_once
+        with torch.inference_mode(False), torch.no_grad():
+            made = self._made(*self._angles(first, end - first))
+        self._held = first, end, made
+        return first, made
 
 
 class LastCaches:
