@@ -87,6 +87,33 @@ INLINE float total(vf v) {
   return x[0];
 }
 
+/* Writes the totals of LANES vectors, each of the bits that `total` gives it. */
+INLINE void store_totals(float *to, const vf *v) {
+#if LANES == 16 && defined(__has_builtin) && __has_builtin(__builtin_shufflevector)
+  /* Half of the lanes added to the other half, four times; two vectors become one each time. */
+#define PAIR(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+  vf s[8];
+  UNROLL
+  for (int i = 0; i < 8; i++)
+    s[i] = PAIR(v[i], v[i + 8], 0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23) +
+           PAIR(v[i], v[i + 8], 8, 9, 10, 11, 12, 13, 14, 15, 24, 25, 26, 27, 28, 29, 30, 31);
+  UNROLL
+  for (int i = 0; i < 4; i++)
+    s[i] = PAIR(s[i], s[i + 4], 0, 1, 2, 3, 8, 9, 10, 11, 16, 17, 18, 19, 24, 25, 26, 27) +
+           PAIR(s[i], s[i + 4], 4, 5, 6, 7, 12, 13, 14, 15, 20, 21, 22, 23, 28, 29, 30, 31);
+  UNROLL
+  for (int i = 0; i < 2; i++)
+    s[i] = PAIR(s[i], s[i + 2], 0, 1, 16, 17, 4, 5, 20, 21, 8, 9, 24, 25, 12, 13, 28, 29) +
+           PAIR(s[i], s[i + 2], 2, 3, 18, 19, 6, 7, 22, 23, 10, 11, 26, 27, 14, 15, 30, 31);
+  s[0] = PAIR(s[0], s[1], 0, 2, 16, 18, 4, 6, 20, 22, 8, 10, 24, 26, 12, 14, 28, 30) +
+         PAIR(s[0], s[1], 1, 3, 17, 19, 5, 7, 21, 23, 9, 11, 25, 27, 13, 15, 29, 31);
+  store(to, PAIR(s[0], s[0], 0, 2, 1, 3, 8, 10, 9, 11, 4, 6, 5, 7, 12, 14, 13, 15), LANES);
+#undef PAIR
+#else
+  for (int i = 0; i < LANES; i++) to[i] = total(v[i]);
+#endif
+}
+
 /* 2^x for x <= 127. Exactly 0 from x = -126 down, so that a strong decay forgets and leaves no denormal. NaN stays NaN.
  * Adding 1.5 * 2^23 rounds to the nearest integer and leaves that integer in the low bits, which move to the exponent;
  * the rest, in [-1/2, 1/2], goes through a minimax polynomial of degree 6 with relative error 2e-9. */

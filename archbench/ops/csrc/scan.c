@@ -169,23 +169,6 @@ static struct place place_of(const struct scan_args *k, int64_t job) {
   return at;
 }
 
-/* step, step * x and D * x of one block of lanes at one token. */
-INLINE void enter(const float *x_row, const float *dt_row, vf bias, vf skip, ptrdiff_t m, vf *step, vf *input, vf *y) {
-  const vf x = load(x_row, m), raw = load(dt_row, m) + bias;
-  *step = softplus(raw, exp_minus_abs(raw));
-  *input = *step * x;
-  *y = skip * x;
-}
-
-/* Of one block over a chunk. */
-INLINE void enter_block(const struct scan_args *k, ptrdiff_t b, ptrdiff_t t0, ptrdiff_t steps, ptrdiff_t c, ptrdiff_t m,
-                        vf *step, vf *input, vf *y) {
-  const vf bias = k->dt_bias ? load(k->dt_bias + c, m) : splat(0.0f);
-  const vf skip = k->D ? load(k->D + c, m) : splat(0.0f);
-  for (ptrdiff_t t = 0; t < steps; t++)
-    enter(row_of(&k->x, b, t0 + t) + c, row_of(&k->dt, b, t0 + t) + c, bias, skip, m, step + t, input + t, y + t);
-}
-
 struct strip { /* one block over some tokens */
   vf step[STRIP], input[STRIP], y[STRIP];
 };
@@ -199,7 +182,10 @@ static void enter_strip(const struct scan_args *k, const struct place *at, ptrdi
       const ptrdiff_t m = at->width - i;
       const vf bias = k->dt_bias ? load(k->dt_bias + at->first + i, m) : splat(0.0f);
       const vf skip = k->D ? load(k->D + at->first + i, m) : splat(0.0f);
-      enter(x + i, dt + i, bias, skip, m, s->step + t, s->input + t, s->y + t);
+      const vf u = load(x + i, m), raw = load(dt + i, m) + bias;
+      s->step[t] = softplus(raw, exp_minus_abs(raw));
+      s->input[t] = s->step[t] * u;
+      s->y[t] = skip * u;
       /* What the next strip reads, and the gates of this one; beyond the last token that reads nothing. */
       __builtin_prefetch(x + i + STRIP * k->x.row, 0, 2);
       __builtin_prefetch(dt + i + STRIP * k->dt.row, 0, 2);
@@ -261,60 +247,96 @@ static void forward_job(const struct scan_args *k, int64_t job, float *A2, float
 
 struct reverse_scratch {
   float *A2, *h, *g, *gA, *gD, *gbias;
-  vf *step, *input, *y, *gy, *into_B, *into_A, *a_kept, *h_kept, *B_sum, *C_sum;
+  vf *strips, *a_kept, *h_kept, *B_sum, *C_sum;
 };
 
-/* Gradients of one block over one chunk, except the lane sums of dB and dC. */
+/* One block over a chunk: what enters the reverse sweep, and what it gathers for the gradients that leave. */
+struct reverse_strip {
+  vf *x, *step, *slope, *input, *y, *gy, *into_gz, *into_B, *into_A;
+};
+
+#define STRIP_FIELDS 9
+/* Neighbouring arrays of chunks lie one vector further apart than they are long: at equal distances of a power of two
+ * the vectors of one token would all compete for the same few places of a cache. */
+#define STRIP_LENGTH(chunk) ((chunk) + 1)
+
+static struct reverse_strip strip_of(const struct scan_args *k, const struct reverse_scratch *w, ptrdiff_t i) {
+  const ptrdiff_t T = STRIP_LENGTH(k->chunk);
+  vf *v = w->strips + i / LANES * STRIP_FIELDS * T;
+  return (struct reverse_strip){v,         v + T,     v + 2 * T, v + 3 * T, v + 4 * T,
+                                v + 5 * T, v + 6 * T, v + 7 * T, v + 8 * T};
+}
+
+/* Rows are read and written whole, as in the forward pass, and exponentials made once. */
+static void enter_chunk(const struct scan_args *k, const struct place *at, ptrdiff_t t0, ptrdiff_t steps,
+                        const struct reverse_scratch *w) {
+  const ptrdiff_t b = at->b, first = at->first;
+  for (ptrdiff_t t = 0; t < steps; t++) {
+    const float *x = row_of(&k->x, b, t0 + t) + first, *dt = row_of(&k->dt, b, t0 + t) + first;
+    const float *z = k->z.p ? row_of(&k->z, b, t0 + t) + first : NULL;
+    const float *gy = k->gy.p ? row_of(&k->gy, b, t0 + t) + first : NULL;
+    for (ptrdiff_t i = 0; i < at->width; i += LANES) {
+      const struct reverse_strip s = strip_of(k, w, i);
+      const ptrdiff_t m = at->width - i;
+      const vf bias = k->dt_bias ? load(k->dt_bias + first + i, m) : splat(0.0f);
+      const vf skip = k->D ? load(k->D + first + i, m) : splat(0.0f);
+      const vf raw = load(dt + i, m) + bias, e = exp_minus_abs(raw);
+      s.x[t] = load(x + i, m);
+      s.step[t] = softplus(raw, e);
+      s.slope[t] = logistic(raw, e);
+      s.input[t] = s.step[t] * s.x[t];
+      s.y[t] = skip * s.x[t];
+      s.gy[t] = gy ? load(gy + i, m) : splat(0.0f);
+      if (z) {
+        const vf gate = load(z + i, m), half = logistic(gate, exp_minus_abs(gate));
+        s.into_gz[t] = s.gy[t] * half * (1.0f + gate * (1.0f - half));
+        s.gy[t] *= gate * half;
+      }
+      s.into_B[t] = s.into_A[t] = splat(0.0f);
+    }
+  }
+}
+
+static void leave_chunk(const struct scan_args *k, const struct place *at, ptrdiff_t t0, ptrdiff_t steps,
+                        const struct reverse_scratch *w) {
+  for (ptrdiff_t t = 0; t < steps; t++) {
+    const ptrdiff_t row = (at->b * k->n_tokens + t0 + t) * k->n_channels + at->first;
+    for (ptrdiff_t i = 0; i < at->width; i += LANES) {
+      const struct reverse_strip s = strip_of(k, w, i);
+      const ptrdiff_t m = at->width - i;
+      const vf skip = k->D ? load(k->D + at->first + i, m) : splat(0.0f);
+      const vf gdt = (s.x[t] * s.into_B[t] + LN2 * s.into_A[t]) * s.slope[t];
+      store(k->gx + row + i, s.step[t] * s.into_B[t] + skip * s.gy[t], m);
+      store(k->gdt + row + i, gdt, m);
+      if (k->z.p) store(k->gz + row + i, s.into_gz[t] * s.y[t], m);
+      store(w->gbias + i, load(w->gbias + i, LANES) + gdt, LANES);
+      store(w->gD + i, load(w->gD + i, LANES) + s.gy[t] * s.x[t], LANES);
+    }
+  }
+}
+
+/* The sweep of one block over one chunk, except the lane sums of dB and dC. */
 static void reverse_block(const struct scan_args *k, const struct place *at, ptrdiff_t j, ptrdiff_t i,
                           const struct reverse_scratch *w) {
   const ptrdiff_t N = k->n_states, D = k->n_channels, b = at->b, c = at->first + i, m = at->width - i;
   const ptrdiff_t t0 = j * k->chunk, steps = at_most(k->chunk, k->n_tokens - t0);
-  const ptrdiff_t offset = (b * k->n_tokens + t0) * D + c;
-  enter_block(k, b, t0, steps, c, m, w->step, w->input, w->y);
-  for (ptrdiff_t t = 0; t < steps; t++) {
-    vf gy = k->gy.p ? load(row_of(&k->gy, b, t0 + t) + c, m) : splat(0.0f);
-    if (k->z.p) {
-      const vf z = load(row_of(&k->z, b, t0 + t) + c, m);
-      gy *= z * logistic(z, exp_minus_abs(z));
-    }
-    w->gy[t] = gy;
-    w->into_B[t] = w->into_A[t] = splat(0.0f);
-  }
+  const struct reverse_strip s = strip_of(k, w, i);
   for (ptrdiff_t n = 0; n < N; n++)
     store(w->h + n * GROUP + i, load(k->starts + ((b * at->n_chunks + j) * N + n) * D + c, m), LANES);
   for (ptrdiff_t n = 0, count; n < N; n += count) {
     const struct run r = {
-        .steps = steps, .B_row = k->B.row, .C_row = k->C.row, .step = w->step, .input = w->input, .y = w->y,
+        .steps = steps, .B_row = k->B.row, .C_row = k->C.row, .step = s.step, .input = s.input, .y = s.y,
         .B = row_of(&k->B, b, t0) + n, .C = row_of(&k->C, b, t0) + n,
         .A2 = w->A2 + n * GROUP + i, .h = w->h + n * GROUP + i, .a_kept = w->a_kept, .h_kept = w->h_kept,
     };
     const struct reverse_run q = {
-        .N = N, .gy = w->gy, .g = w->g + n * GROUP + i, .gA = w->gA + n * GROUP + i,
-        .into_B = w->into_B, .into_A = w->into_A, .B_sum = w->B_sum + n, .C_sum = w->C_sum + n,
+        .N = N, .gy = s.gy, .g = w->g + n * GROUP + i, .gA = w->gA + n * GROUP + i,
+        .into_B = s.into_B, .into_A = s.into_A, .B_sum = w->B_sum + n, .C_sum = w->C_sum + n,
     };
     count = together(N - n);
     advance((int)count, 1, &r);
     retreat((int)count, &r, &q);
   }
-  const vf bias = k->dt_bias ? load(k->dt_bias + c, m) : splat(0.0f);
-  const vf skip = k->D ? load(k->D + c, m) : splat(0.0f);
-  vf gD = load(w->gD + i, LANES), gbias = load(w->gbias + i, LANES);
-  for (ptrdiff_t t = 0; t < steps; t++) {
-    const vf x = load(row_of(&k->x, b, t0 + t) + c, m);
-    const vf raw = load(row_of(&k->dt, b, t0 + t) + c, m) + bias;
-    const vf gdt = (x * w->into_B[t] + LN2 * w->into_A[t]) * logistic(raw, exp_minus_abs(raw));
-    store(k->gx + offset + t * D, w->step[t] * w->into_B[t] + skip * w->gy[t], m);
-    store(k->gdt + offset + t * D, gdt, m);
-    gbias += gdt;
-    gD += w->gy[t] * x;
-    if (k->z.p) {
-      const vf z = load(row_of(&k->z, b, t0 + t) + c, m), s = logistic(z, exp_minus_abs(z));
-      const vf gout = k->gy.p ? load(row_of(&k->gy, b, t0 + t) + c, m) : splat(0.0f);
-      store(k->gz + offset + t * D, gout * w->y[t] * s * (1.0f + z * (1.0f - s)), m);
-    }
-  }
-  store(w->gD + i, gD, LANES);
-  store(w->gbias + i, gbias, LANES);
 }
 
 static void backward_job(const struct scan_args *k, int64_t job, const struct reverse_scratch *w) {
@@ -333,9 +355,16 @@ static void backward_job(const struct scan_args *k, int64_t job, const struct re
     const ptrdiff_t t0 = j * k->chunk, steps = at_most(k->chunk, k->n_tokens - t0);
     memset(w->B_sum, 0, sizeof(vf) * steps * N);
     memset(w->C_sum, 0, sizeof(vf) * steps * N);
+    enter_chunk(k, &at, t0, steps, w);
     for (ptrdiff_t i = 0; i < at.width; i += LANES) reverse_block(k, &at, j, i, w);
+    leave_chunk(k, &at, t0, steps, w);
     const ptrdiff_t out = ((b * n_groups + at.group) * k->n_tokens + t0) * N;
-    for (ptrdiff_t e = 0; e < steps * N; e++) {
+    ptrdiff_t e = 0;
+    for (; e + LANES <= steps * N; e += LANES) {
+      store_totals(k->gB + out + e, w->B_sum + e);
+      store_totals(k->gC + out + e, w->C_sum + e);
+    }
+    for (; e < steps * N; e++) {
       k->gB[out + e] = total(w->B_sum[e]);
       k->gC[out + e] = total(w->C_sum[e]);
     }
@@ -361,10 +390,11 @@ int64_t archbench_scan_forward(const struct scan_args *k, int64_t first, int64_t
 
 int64_t archbench_scan_backward(const struct scan_args *k, int64_t first, int64_t last) {
   const size_t states = (size_t)k->n_states * GROUP, T = k->chunk, N = k->n_states;
-  const size_t n_floats = 4 * states + 2 * GROUP, n_vectors = 6 * T + (2 * T + 1) * STATES + 2 * T * N;
+  const size_t n_floats = 4 * states + 2 * GROUP, n_strips = STRIP_FIELDS * STRIP_LENGTH(T) * (GROUP / LANES);
+  const size_t n_vectors = n_strips + (2 * T + 1) * STATES + 2 * T * N + 2 * STATES;
   float *room = scratch(sizeof(float) * n_floats + sizeof(vf) * n_vectors);
   if (!room) return 1;
-  vf *v = (vf *)(room + n_floats);
+  vf *v = (vf *)(room + n_floats) + n_strips;
   const struct reverse_scratch w = {
       .A2 = room,
       .h = room + states,
@@ -372,16 +402,11 @@ int64_t archbench_scan_backward(const struct scan_args *k, int64_t first, int64_
       .gA = room + 3 * states,
       .gD = room + 4 * states,
       .gbias = room + 4 * states + GROUP,
-      .step = v,
-      .input = v + T,
-      .y = v + 2 * T,
-      .gy = v + 3 * T,
-      .into_B = v + 4 * T,
-      .into_A = v + 5 * T,
-      .a_kept = v + 6 * T,
-      .h_kept = v + 6 * T + T * STATES,
-      .B_sum = v + 6 * T + (2 * T + 1) * STATES,
-      .C_sum = v + 6 * T + (2 * T + 1) * STATES + T * N,
+      .strips = (vf *)(room + n_floats),
+      .a_kept = v, /* further apart than they are long, as above: each of the four begins a token's states later */
+      .h_kept = v + T * STATES + STATES,
+      .B_sum = v + 2 * (T + 1) * STATES,
+      .C_sum = v + 2 * (T + 1) * STATES + T * N + STATES,
   };
   const uint64_t mode = denormals_off();
   for (int64_t job = first; job < last; job++) backward_job(k, job, &w);
