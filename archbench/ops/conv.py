@@ -131,11 +131,16 @@ def _computed_in(x: Tensor) -> torch.dtype:
     return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
+def _taken_in(x: Tensor, backend: str) -> torch.dtype:
+    """The type in which a level takes x and the gradient of y."""
+    return x.dtype if backend == "native" and x.dtype is torch.bfloat16 else _computed_in(x)
+
+
 def _forward(x: Tensor, weight: Tensor, bias: Tensor, window: Tensor | None, backend: str) -> tuple[Tensor, Tensor]:
     dtype = _computed_in(x)
     n_kept, n_tokens = weight.shape[1] - 1, x.shape[1]
     before = None if window is None else window.to(dtype)
-    y = _LEVELS[backend].forward(x.to(dtype), weight.to(dtype), bias.to(dtype), before)
+    y = _LEVELS[backend].forward(x.to(_taken_in(x, backend)), weight.to(dtype), bias.to(dtype), before)
     if n_tokens >= n_kept:
         kept = x[:, n_tokens - n_kept :].to(dtype, copy=True)
     else:
@@ -169,10 +174,10 @@ def _backward(
     backend: str,
 ) -> list[Tensor]:
     """Gradients of x, weight, bias and window (empty without one). gwindow is the gradient of the window returned."""
-    dtype = _computed_in(x)
-    gy = torch.zeros_like(x, dtype=dtype) if gy is None else gy.to(dtype)
+    dtype, taken_in = _computed_in(x), _taken_in(x, backend)
+    gy = torch.zeros_like(x, dtype=taken_in) if gy is None else gy.to(taken_in)
     before = None if window is None else window.to(dtype)
-    inputs = (x.to(dtype), weight.to(dtype), bias.to(dtype), before)
+    inputs = (x.to(taken_in), weight.to(dtype), bias.to(dtype), before)
     gx, gweight, gbias, gbefore = _LEVELS[backend].backward(gy, *inputs)
     assert gx is not None and gweight is not None and gbias is not None
     if gwindow is not None:

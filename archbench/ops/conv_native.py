@@ -1,4 +1,5 @@
-"""Causal depthwise convolution followed by silu, level `native`: binds csrc/conv.c. fp32 on CPU."""
+"""Causal depthwise convolution followed by silu, level `native`: binds csrc/conv.c. Computed in fp32 on CPU; x and y
+may be bf16."""
 
 from __future__ import annotations
 
@@ -6,6 +7,7 @@ import ctypes
 import functools
 from collections.abc import Callable
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -16,7 +18,7 @@ class ConvArguments(ctypes.Structure):
     """`struct conv_args` of conv.c, field by field."""
 
     _fields_ = (
-        *((name, ctypes.c_int64) for name in ("n_batch", "n_tokens", "n_channels", "width")),
+        *((name, ctypes.c_int64) for name in ("n_batch", "n_tokens", "n_channels", "width", "half")),
         ("x", ctypes.c_void_p),
         ("x_batch", ctypes.c_int64),
         ("x_row", ctypes.c_int64),
@@ -66,8 +68,8 @@ def backward(
     _, run, group = _kernels(native.library())
     arguments, held = _inputs(x, weight, bias, window)
     gy = _rows(gy)
-    gx, gwindow = x.new_empty(x.shape), x.new_empty(b, width - 1, d)
-    gweight, gbias = x.new_empty(b, width, d), x.new_empty(b, d)
+    gx, gwindow = x.new_empty(x.shape), weight.new_empty(b, width - 1, d)
+    gweight, gbias = weight.new_empty(b, width, d), weight.new_empty(b, d)
     arguments.gy, arguments.gy_batch, arguments.gy_row = gy.data_ptr(), gy.stride(0), gy.stride(1)
     arguments.gx, arguments.gwindow = gx.data_ptr(), gwindow.data_ptr()
     arguments.gweight, arguments.gbias = gweight.data_ptr(), gbias.data_ptr()
@@ -86,7 +88,8 @@ def _inputs(
     """The argument block, and the tensors that must outlive the call."""
     x, bias, taps = _rows(x), bias.contiguous(), weight.t().contiguous()
     window = None if window is None else window.contiguous()
-    arguments = ConvArguments(*x.shape, weight.shape[1], x.data_ptr(), x.stride(0), x.stride(1))
+    half = x.dtype is torch.bfloat16
+    arguments = ConvArguments(*x.shape, weight.shape[1], half, x.data_ptr(), x.stride(0), x.stride(1))
     arguments.weight, arguments.bias = taps.data_ptr(), bias.data_ptr()
     arguments.window = None if window is None else window.data_ptr()
     return arguments, (x, bias, taps, window)

@@ -185,6 +185,15 @@ def _converted(dtype: torch.dtype, *tensors: Tensor | None) -> list[Tensor | Non
     return [None if tensor is None else tensor.to(dtype) for tensor in tensors]
 
 
+def _taken(backend: str, x: Tensor, dt: Tensor, *others: Tensor | None) -> list[Any]:
+    """The nine inputs in the type of the computation; x, dt and z may stay bf16 where the level reads that."""
+    A, B, C, D, z, dt_bias, h0 = others
+    rows: list[Tensor | None] = [x, dt, z]
+    if backend != "native" or any(row is not None and row.dtype is not torch.bfloat16 for row in rows):
+        rows = _converted(_computed_in(x), *rows)
+    return [*rows[:2], *_converted(_computed_in(x), A, B, C, D), rows[2], *_converted(_computed_in(x), dt_bias, h0)]
+
+
 def _forward(
     x: Tensor,
     dt: Tensor,
@@ -200,7 +209,7 @@ def _forward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """y, the last state, and the states that this level's backward pass needs (with `keep`)."""
     with _without_autocast(x):
-        inputs = _converted(_computed_in(x), x, dt, A, B, C, D, z, dt_bias, h0)
+        inputs = _taken(backend, x, dt, A, B, C, D, z, dt_bias, h0)
         y, h_last, starts = _LEVELS[backend].forward(*inputs, keep)
     return y.to(x.dtype), h_last, starts
 
@@ -240,8 +249,9 @@ def _backward(
     """Gradients of the nine tensors, empty where an input is None."""
     given = (x, dt, A, B, C, D, z, dt_bias, h0)
     with _without_autocast(x):
-        inputs = _converted(_computed_in(x), gy, gh, *given)
-        gradients = _LEVELS[backend].backward(*inputs, starts)
+        inputs = _taken(backend, *given)
+        incoming = *_converted(inputs[0].dtype, gy), *_converted(_computed_in(x), gh)
+        gradients = _LEVELS[backend].backward(*incoming, *inputs, starts)
     return [
         x.new_empty(0) if tensor is None else gradient.to(tensor.dtype)
         for tensor, gradient in zip(given, gradients, strict=True)

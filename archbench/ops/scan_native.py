@@ -1,4 +1,4 @@
-"""Selective scan, level `native`: binds csrc/scan.c. fp32 on CPU.
+"""Selective scan, level `native`: binds csrc/scan.c. Computed in fp32 on CPU; x, dt, z and y may all be bf16.
 
 What leaves the C code as partial sums per (row, group of channels) is added up here, in an order that does not depend
 on the number of threads. Memory beyond inputs and outputs: the states at chunk starts (1 / CHUNK of all states) when
@@ -11,6 +11,7 @@ import ctypes
 import functools
 from collections.abc import Callable
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -20,7 +21,7 @@ CHUNK = 32
 
 
 class Rows(ctypes.Structure):
-    """`struct rows`: strides count floats."""
+    """`struct rows`: strides count elements."""
 
     _fields_ = (("p", ctypes.c_void_p), ("batch", ctypes.c_int64), ("row", ctypes.c_int64))
 
@@ -29,7 +30,7 @@ class ScanArguments(ctypes.Structure):
     """`struct scan_args` of scan.c, field by field."""
 
     _fields_ = (
-        *((name, ctypes.c_int64) for name in ("n_batch", "n_tokens", "n_channels", "n_states", "chunk")),
+        *((name, ctypes.c_int64) for name in ("n_batch", "n_tokens", "n_channels", "n_states", "chunk", "half")),
         *((name, Rows) for name in ("x", "dt", "z", "B", "C")),
         *((name, ctypes.c_void_p) for name in ("A", "D", "dt_bias", "h0")),
         *((name, ctypes.c_void_p) for name in ("y", "h_last", "starts")),
@@ -80,8 +81,8 @@ def forward(
     b, t, d, n = *x.shape, A.shape[1]
     run, _, group = _kernels(native.library())
     arguments, held = _inputs(x, dt, A, B, C, D, z, dt_bias, h0)
-    y, h_last = x.new_empty(b, t, d), x.new_empty(b, d, n)
-    starts = x.new_empty(starts_shape(b, t, d, n) if keep else 0)
+    y, h_last = x.new_empty(b, t, d), A.new_empty(b, d, n)
+    starts = A.new_empty(starts_shape(b, t, d, n) if keep else 0)
     arguments.y, arguments.h_last = y.data_ptr(), h_last.data_ptr()
     arguments.starts = starts.data_ptr() if keep else None
     native.spread(run, arguments, b * -(-d // group))
@@ -114,9 +115,9 @@ def backward(
         arguments.gh = _flat(gh, held)
     gx, gdt = x.new_empty(b, t, d), x.new_empty(b, t, d)
     gz = x.new_empty(b, t, d) if z is not None else None
-    gA, gh0 = x.new_empty(b, d, n), x.new_empty(b, d, n)
-    gB, gC = x.new_empty(b, n_groups, t, n), x.new_empty(b, n_groups, t, n)
-    gD, gbias = x.new_empty(b, d), x.new_empty(b, d)
+    gA, gh0 = A.new_empty(b, d, n), A.new_empty(b, d, n)
+    gB, gC = A.new_empty(b, n_groups, t, n), A.new_empty(b, n_groups, t, n)
+    gD, gbias = A.new_empty(b, d), A.new_empty(b, d)
     outputs = {"gx": gx, "gdt": gdt, "gA": gA, "gh0": gh0, "gB": gB, "gC": gC, "gD": gD, "gbias": gbias}
     for name, tensor in outputs.items():
         setattr(arguments, name, tensor.data_ptr())
@@ -151,7 +152,8 @@ def _inputs(
     """The argument block, and the tensors that must outlive the call."""
     held: list[Tensor] = []
     b, t, d = x.shape
-    arguments = ScanArguments(b, t, d, A.shape[1], CHUNK, *(_rows(rows, held) for rows in (x, dt, z, B, C)))
+    half = x.dtype is torch.bfloat16
+    arguments = ScanArguments(b, t, d, A.shape[1], CHUNK, half, *(_rows(rows, held) for rows in (x, dt, z, B, C)))
     arguments.A, arguments.h0 = _flat(A, held), _flat(h0, held)
     arguments.D, arguments.dt_bias = _flat(D, held), _flat(dt_bias, held)
     return arguments, held

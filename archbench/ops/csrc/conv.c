@@ -1,10 +1,11 @@
-/* Depthwise causal convolution followed by silu, forward and backward, fp32.
+/* Depthwise causal convolution followed by silu, forward and backward, computed in fp32.
  *
  *   pre[t] = bias + sum_j weight[j] x[t - W + 1 + j]       y = silu(pre)
  *
  * with x before the first token taken from the window, or 0. One job is one batch row and one group of GROUP channels;
  * tokens are the outer loop and channels the inner one, so every row streams once and its W - 1 predecessors are in cache.
  * Backward runs in reverse time with a ring of the last W gradients of `pre`. Sums over rows leave as one partial per row.
+ * Rows of x in bf16 are widened once, into a ring of W of them.
  */
 #include "lanes.c"
 
@@ -14,13 +15,15 @@ _Static_assert(sizeof(void *) == 8, "conv_native.py lays this structure out with
 
 struct conv_args {
   int64_t n_batch, n_tokens, n_channels, width;
-  const float *x;
+  int64_t half;                       /* whether x, y, gy and gx are bf16, else fp32 like the rest */
+  const void *x;
   int64_t x_batch, x_row;             /* strides; the last dimension is contiguous */
   const float *weight, *bias, *window; /* (w, d), tap-major; (d); (b, w - 1, d) or NULL */
-  float *y;                           /* (b, t, d) */
-  const float *gy;                    /* backward: (b, t, d) with strides */
+  void *y;                            /* (b, t, d) */
+  const void *gy;                     /* backward: (b, t, d) with strides */
   int64_t gy_batch, gy_row;
-  float *gx, *gwindow;                /* (b, t, d), (b, w - 1, d) */
+  void *gx;                           /* (b, t, d) */
+  float *gwindow;                     /* (b, w - 1, d) */
   float *gweight, *gbias;             /* (b, w, d), (b, d) */
 };
 
@@ -28,7 +31,7 @@ int64_t archbench_conv_group(void) { return GROUP; }
 
 struct spot { /* one job, and scratch that all jobs of a call share */
   ptrdiff_t b, first, width;
-  float *zeros;
+  float *zeros, *widened; /* widened holds row t of x at t % W */
   const float **taps;
 };
 
@@ -39,12 +42,21 @@ static void spot_of(const struct conv_args *k, int64_t job, struct spot *at) {
   at->width = at_most(GROUP, k->n_channels - at->first);
 }
 
+/* Puts row s of x where `aim` finds it. */
+static void widen(const struct conv_args *k, const struct spot *at, ptrdiff_t s) {
+  const ptrdiff_t from = at->b * k->x_batch + s * k->x_row + at->first;
+  for (ptrdiff_t c = 0; c < at->width; c += LANES)
+    store(at->widened + s % k->width * GROUP + c, load_as(1, k->x, from + c, at->width - c), LANES);
+}
+
 /* Point taps[j] at the input that weight[j] multiplies for the output at t. */
 static void aim(const struct conv_args *k, const struct spot *at, ptrdiff_t t) {
   for (ptrdiff_t j = 0; j < k->width; j++) {
     const ptrdiff_t s = t - k->width + 1 + j;
-    if (s >= 0)
-      at->taps[j] = k->x + at->b * k->x_batch + s * k->x_row + at->first;
+    if (s >= 0 && k->half)
+      at->taps[j] = at->widened + s % k->width * GROUP;
+    else if (s >= 0)
+      at->taps[j] = (const float *)k->x + at->b * k->x_batch + s * k->x_row + at->first;
     else if (k->window)
       at->taps[j] = k->window + (at->b * (k->width - 1) + s + k->width - 1) * k->n_channels + at->first;
     else
@@ -61,12 +73,13 @@ INLINE vf before_silu(const struct conv_args *k, const ptrdiff_t W, const struct
 
 INLINE void forward_job(const struct conv_args *k, const ptrdiff_t W, const struct spot *at) {
   for (ptrdiff_t t = 0; t < k->n_tokens; t++) {
+    if (k->half) widen(k, at, t);
     aim(k, at, t);
-    float *y = k->y + (at->b * k->n_tokens + t) * k->n_channels + at->first;
+    const ptrdiff_t y = (at->b * k->n_tokens + t) * k->n_channels + at->first;
     for (ptrdiff_t c = 0; c < at->width; c += LANES) {
       const ptrdiff_t m = at->width - c;
       const vf pre = before_silu(k, W, at, c, m);
-      store(y + c, pre * logistic(pre, exp_minus_abs(pre)), m);
+      store_as(k->half, k->y, y + c, pre * logistic(pre, exp_minus_abs(pre)), m);
     }
   }
 }
@@ -76,19 +89,21 @@ INLINE void backward_job(const struct conv_args *k, const ptrdiff_t W, const str
   const ptrdiff_t D = k->n_channels, T = k->n_tokens;
   memset(ring, 0, sizeof(float) * W * GROUP);
   memset(sums, 0, sizeof(float) * (W + 1) * GROUP);
+  for (ptrdiff_t s = T - 1; k->half && s >= 0 && s > T - W; s--) widen(k, at, s);
   for (ptrdiff_t t = T - 1; t > -W; t--) {
     const int real = t >= 0; /* below 0 lies the window: it has a gradient but no output */
+    if (k->half && t - W + 1 >= 0) widen(k, at, t - W + 1);
     if (real) aim(k, at, t);
-    const float *gy = k->gy + at->b * k->gy_batch + t * k->gy_row + at->first;
-    float *gx = real ? k->gx + (at->b * T + t) * D + at->first
-                     : k->gwindow + (at->b * (W - 1) + t + W - 1) * D + at->first;
+    const ptrdiff_t gy = at->b * k->gy_batch + t * k->gy_row + at->first;
+    void *const into = real ? k->gx : k->gwindow;
+    const ptrdiff_t gx = (real ? (at->b * T + t) * D : (at->b * (W - 1) + t + W - 1) * D) + at->first;
     float *newest = ring + (t + W) % W * GROUP;
     for (ptrdiff_t c = 0; c < at->width; c += LANES) {
       const ptrdiff_t m = at->width - c;
       vf gpre = splat(0.0f);
       if (real) {
         const vf pre = before_silu(k, W, at, c, m), s = logistic(pre, exp_minus_abs(pre));
-        gpre = load(gy + c, m) * s * (1.0f + pre * (1.0f - s));
+        gpre = load_as(k->half, k->gy, gy + c, m) * s * (1.0f + pre * (1.0f - s));
         for (ptrdiff_t j = 0; j < W; j++) {
           float *sum = sums + j * GROUP + c;
           store(sum, load(sum, LANES) + gpre * load(at->taps[j] + c, m), LANES);
@@ -101,7 +116,7 @@ INLINE void backward_job(const struct conv_args *k, const ptrdiff_t W, const str
       for (ptrdiff_t ahead = 0; ahead < W; ahead++)
         out += load(k->weight + (W - 1 - ahead) * D + at->first + c, m) *
                load(ring + (t + ahead + W) % W * GROUP + c, LANES);
-      store(gx + c, out, m);
+      store_as(real ? k->half : 0, into, gx + c, out, m);
     }
   }
   for (ptrdiff_t j = 0; j < W; j++)
@@ -112,8 +127,12 @@ INLINE void backward_job(const struct conv_args *k, const ptrdiff_t W, const str
 /* Run jobs first .. last-1. Return 0, or 1 when there was no memory for the scratch. Width 4, the usual one, is constant
  * for the compiler. */
 int64_t archbench_conv_forward(const struct conv_args *k, int64_t first, int64_t last) {
-  struct spot at = {.zeros = scratch(sizeof(float) * GROUP), .taps = scratch(sizeof(float *) * k->width)};
-  const int64_t failed = !at.zeros || !at.taps;
+  struct spot at = {
+      .zeros = scratch(sizeof(float) * GROUP),
+      .widened = scratch(sizeof(float) * k->width * GROUP),
+      .taps = scratch(sizeof(float *) * k->width),
+  };
+  const int64_t failed = !at.zeros || !at.widened || !at.taps;
   const uint64_t mode = denormals_off();
   for (int64_t job = first; job < last && !failed; job++) {
     spot_of(k, job, &at);
@@ -124,14 +143,19 @@ int64_t archbench_conv_forward(const struct conv_args *k, int64_t first, int64_t
   }
   denormals_restore(mode);
   free(at.zeros);
+  free(at.widened);
   free(at.taps);
   return failed;
 }
 
 int64_t archbench_conv_backward(const struct conv_args *k, int64_t first, int64_t last) {
-  struct spot at = {.zeros = scratch(sizeof(float) * GROUP), .taps = scratch(sizeof(float *) * k->width)};
+  struct spot at = {
+      .zeros = scratch(sizeof(float) * GROUP),
+      .widened = scratch(sizeof(float) * k->width * GROUP),
+      .taps = scratch(sizeof(float *) * k->width),
+  };
   float *ring = scratch(sizeof(float) * k->width * GROUP), *sums = scratch(sizeof(float) * (k->width + 1) * GROUP);
-  const int64_t failed = !at.zeros || !at.taps || !ring || !sums;
+  const int64_t failed = !at.zeros || !at.widened || !at.taps || !ring || !sums;
   const uint64_t mode = denormals_off();
   for (int64_t job = first; job < last && !failed; job++) {
     spot_of(k, job, &at);
@@ -142,6 +166,7 @@ int64_t archbench_conv_backward(const struct conv_args *k, int64_t first, int64_
   }
   denormals_restore(mode);
   free(at.zeros);
+  free(at.widened);
   free(at.taps);
   free(ring);
   free(sums);

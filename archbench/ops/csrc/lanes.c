@@ -35,7 +35,9 @@ struct rows {
   int64_t batch, row;
 };
 
-INLINE const float *row_of(const struct rows *r, ptrdiff_t b, ptrdiff_t t) { return r->p + b * r->batch + t * r->row; }
+INLINE ptrdiff_t row_at(const struct rows *r, ptrdiff_t b, ptrdiff_t t) { return b * r->batch + t * r->row; }
+
+INLINE const float *row_of(const struct rows *r, ptrdiff_t b, ptrdiff_t t) { return r->p + row_at(r, b, t); }
 
 /* Recurrences keep STATES state indices of a block of lanes in registers. */
 #if LANES == 16 || defined(__aarch64__)
@@ -76,6 +78,34 @@ INLINE void store(float *p, vf v, ptrdiff_t m) {
 #else
   for (ptrdiff_t l = 0; l < m; l++) p[l] = v[l];
 #endif
+}
+
+typedef uint16_t vh __attribute__((vector_size(2 * LANES)));
+
+/* The same for elements that are fp32 or, with `half`, bf16: `at` counts elements. Rounding is to nearest, ties to
+ * even; a NaN becomes the one that torch writes. */
+INLINE vf load_as(const int64_t half, const void *p, ptrdiff_t at, ptrdiff_t m) {
+  if (!half) return load((const float *)p + at, m);
+  vh h = {0};
+  if (m >= LANES)
+    memcpy(&h, (const uint16_t *)p + at, sizeof h);
+  else
+    memcpy(&h, (const uint16_t *)p + at, 2 * m);
+  return (vf)(__builtin_convertvector(h, vi) << 16);
+}
+
+INLINE void store_as(const int64_t half, void *p, ptrdiff_t at, vf v, ptrdiff_t m) {
+  if (!half) {
+    store((float *)p + at, v, m);
+    return;
+  }
+  const vi bits = (vi)v, missing = v != v;
+  const vi upper = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+  const vh h = __builtin_convertvector((upper & ~missing) | (0x7fc0 & missing), vh);
+  if (m >= LANES)
+    memcpy((uint16_t *)p + at, &h, sizeof h);
+  else
+    memcpy((uint16_t *)p + at, &h, 2 * m);
 }
 
 /* Sum of all lanes, always in the same order. */

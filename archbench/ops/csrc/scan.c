@@ -1,4 +1,4 @@
-/* Selective scan (Mamba-1), forward and backward, fp32.
+/* Selective scan (Mamba-1), forward and backward, computed in fp32.
  *
  *   step  = softplus(dt + dt_bias)
  *   h[n]  = exp(step A[n]) h[n] + step x B[n]
@@ -24,12 +24,14 @@
 
 struct scan_args {
   int64_t n_batch, n_tokens, n_channels, n_states, chunk;
+  int64_t half;                           /* whether x, dt, z, y, gy, gx, gdt and gz are bf16, else fp32 like the rest */
   struct rows x, dt, z, B, C;             /* z.p may be NULL */
   const float *A, *D, *dt_bias, *h0;      /* A (d, n); D, dt_bias (d) or NULL; h0 (b, d, n) or NULL */
-  float *y, *h_last, *starts;             /* y (b, t, d); h_last (b, d, n); starts (b, chunks, n, d) or NULL */
+  void *y;                                /* (b, t, d) */
+  float *h_last, *starts;                 /* h_last (b, d, n); starts (b, chunks, n, d) or NULL */
   struct rows gy;                         /* backward: gradient of y, p may be NULL ... */
   const float *gh;                        /* ... and of h_last (b, d, n), or NULL */
-  float *gx, *gdt, *gz;                   /* (b, t, d) */
+  void *gx, *gdt, *gz;                    /* (b, t, d) */
   float *gA, *gh0;                        /* (b, d, n) */
   float *gB, *gC;                         /* (b, groups, t, n) */
   float *gD, *gbias;                      /* (b, d) */
@@ -175,21 +177,23 @@ struct strip { /* one block over some tokens */
 
 static void enter_strip(const struct scan_args *k, const struct place *at, ptrdiff_t t0, ptrdiff_t steps,
                         struct strip *strips) {
+  const ptrdiff_t size = k->half ? 2 : 4;
   for (ptrdiff_t t = 0; t < steps; t++) {
-    const float *x = row_of(&k->x, at->b, t0 + t) + at->first, *dt = row_of(&k->dt, at->b, t0 + t) + at->first;
+    const ptrdiff_t x = row_at(&k->x, at->b, t0 + t) + at->first, dt = row_at(&k->dt, at->b, t0 + t) + at->first;
     struct strip *s = strips;
     for (ptrdiff_t i = 0; i < at->width; i += LANES, s++) {
       const ptrdiff_t m = at->width - i;
       const vf bias = k->dt_bias ? load(k->dt_bias + at->first + i, m) : splat(0.0f);
       const vf skip = k->D ? load(k->D + at->first + i, m) : splat(0.0f);
-      const vf u = load(x + i, m), raw = load(dt + i, m) + bias;
+      const vf u = load_as(k->half, k->x.p, x + i, m), raw = load_as(k->half, k->dt.p, dt + i, m) + bias;
       s->step[t] = softplus(raw, exp_minus_abs(raw));
       s->input[t] = s->step[t] * u;
       s->y[t] = skip * u;
       /* What the next strip reads, and the gates of this one; beyond the last token that reads nothing. */
-      __builtin_prefetch(x + i + STRIP * k->x.row, 0, 2);
-      __builtin_prefetch(dt + i + STRIP * k->dt.row, 0, 2);
-      if (k->z.p) __builtin_prefetch(row_of(&k->z, at->b, t0 + t) + at->first + i, 0, 2);
+      __builtin_prefetch((const char *)k->x.p + (x + i + STRIP * k->x.row) * size, 0, 2);
+      __builtin_prefetch((const char *)k->dt.p + (dt + i + STRIP * k->dt.row) * size, 0, 2);
+      if (k->z.p)
+        __builtin_prefetch((const char *)k->z.p + (row_at(&k->z, at->b, t0 + t) + at->first + i) * size, 0, 2);
     }
   }
 }
@@ -198,17 +202,17 @@ static void enter_strip(const struct scan_args *k, const struct place *at, ptrdi
 static void leave_strip(const struct scan_args *k, const struct place *at, ptrdiff_t t0, ptrdiff_t steps,
                         const struct strip *strips) {
   for (ptrdiff_t t = 0; t < steps; t++) {
-    const float *z = k->z.p ? row_of(&k->z, at->b, t0 + t) + at->first : NULL;
-    float *y = k->y + (at->b * k->n_tokens + t0 + t) * k->n_channels + at->first;
+    const ptrdiff_t z = row_at(&k->z, at->b, t0 + t) + at->first;
+    const ptrdiff_t y = (at->b * k->n_tokens + t0 + t) * k->n_channels + at->first;
     const struct strip *s = strips;
     for (ptrdiff_t i = 0; i < at->width; i += LANES, s++) {
       const ptrdiff_t m = at->width - i;
       vf v = s->y[t];
-      if (z) {
-        const vf gate = load(z + i, m);
+      if (k->z.p) {
+        const vf gate = load_as(k->half, k->z.p, z + i, m);
         v *= gate * logistic(gate, exp_minus_abs(gate));
       }
-      store(y + i, v, m);
+      store_as(k->half, k->y, y + i, v, m);
     }
   }
 }
@@ -272,25 +276,24 @@ static void enter_chunk(const struct scan_args *k, const struct place *at, ptrdi
                         const struct reverse_scratch *w) {
   const ptrdiff_t b = at->b, first = at->first;
   for (ptrdiff_t t = 0; t < steps; t++) {
-    const float *x = row_of(&k->x, b, t0 + t) + first, *dt = row_of(&k->dt, b, t0 + t) + first;
-    const float *z = k->z.p ? row_of(&k->z, b, t0 + t) + first : NULL;
-    const float *gy = k->gy.p ? row_of(&k->gy, b, t0 + t) + first : NULL;
+    const ptrdiff_t x = row_at(&k->x, b, t0 + t) + first, dt = row_at(&k->dt, b, t0 + t) + first;
+    const ptrdiff_t z = row_at(&k->z, b, t0 + t) + first, gy = row_at(&k->gy, b, t0 + t) + first;
     for (ptrdiff_t i = 0; i < at->width; i += LANES) {
       const struct reverse_strip s = strip_of(k, w, i);
       const ptrdiff_t m = at->width - i;
       const vf bias = k->dt_bias ? load(k->dt_bias + first + i, m) : splat(0.0f);
       const vf skip = k->D ? load(k->D + first + i, m) : splat(0.0f);
-      const vf raw = load(dt + i, m) + bias, e = exp_minus_abs(raw);
-      s.x[t] = load(x + i, m);
+      const vf raw = load_as(k->half, k->dt.p, dt + i, m) + bias, e = exp_minus_abs(raw);
+      s.x[t] = load_as(k->half, k->x.p, x + i, m);
       s.step[t] = softplus(raw, e);
       s.slope[t] = logistic(raw, e);
       s.input[t] = s.step[t] * s.x[t];
       s.y[t] = skip * s.x[t];
-      s.gy[t] = gy ? load(gy + i, m) : splat(0.0f);
-      if (z) {
-        const vf gate = load(z + i, m), half = logistic(gate, exp_minus_abs(gate));
-        s.into_gz[t] = s.gy[t] * half * (1.0f + gate * (1.0f - half));
-        s.gy[t] *= gate * half;
+      s.gy[t] = k->gy.p ? load_as(k->half, k->gy.p, gy + i, m) : splat(0.0f);
+      if (k->z.p) {
+        const vf gate = load_as(k->half, k->z.p, z + i, m), open = logistic(gate, exp_minus_abs(gate));
+        s.into_gz[t] = s.gy[t] * open * (1.0f + gate * (1.0f - open));
+        s.gy[t] *= gate * open;
       }
       s.into_B[t] = s.into_A[t] = splat(0.0f);
     }
@@ -306,9 +309,9 @@ static void leave_chunk(const struct scan_args *k, const struct place *at, ptrdi
       const ptrdiff_t m = at->width - i;
       const vf skip = k->D ? load(k->D + at->first + i, m) : splat(0.0f);
       const vf gdt = (s.x[t] * s.into_B[t] + LN2 * s.into_A[t]) * s.slope[t];
-      store(k->gx + row + i, s.step[t] * s.into_B[t] + skip * s.gy[t], m);
-      store(k->gdt + row + i, gdt, m);
-      if (k->z.p) store(k->gz + row + i, s.into_gz[t] * s.y[t], m);
+      store_as(k->half, k->gx, row + i, s.step[t] * s.into_B[t] + skip * s.gy[t], m);
+      store_as(k->half, k->gdt, row + i, gdt, m);
+      if (k->z.p) store_as(k->half, k->gz, row + i, s.into_gz[t] * s.y[t], m);
       store(w->gbias + i, load(w->gbias + i, LANES) + gdt, LANES);
       store(w->gD + i, load(w->gD + i, LANES) + s.gy[t] * s.x[t], LANES);
     }
