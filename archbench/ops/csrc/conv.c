@@ -2,14 +2,15 @@
  *
  *   pre[t] = bias + sum_j weight[j] x[t - W + 1 + j]       y = silu(pre)
  *
- * with x before the first token taken from the window, or 0. One job is one batch row and one group of GROUP channels;
- * tokens are the outer loop and channels the inner one, so every row streams once and its W - 1 predecessors are in cache.
- * Backward runs in reverse time with a ring of the last W gradients of `pre`. Sums over rows leave as one partial per row.
- * Rows of x in bf16 are widened once, into a ring of W of them.
+ * with x before the first token taken from the window, or 0. One job is one batch row and one group of GROUP channels. It
+ * goes by strips of STRIP tokens and blocks of LANES channels, so that the last W inputs of a block, its weights, and on
+ * the way back the last W gradients of `pre` and the sums over tokens, stay in registers. Backward runs in reverse time.
+ * Sums over rows leave as one partial per row.
  */
 #include "lanes.c"
 
 #define GROUP 256
+#define STRIP 16
 
 _Static_assert(sizeof(void *) == 8, "conv_native.py lays this structure out with 8-byte fields");
 
@@ -29,146 +30,146 @@ struct conv_args {
 
 int64_t archbench_conv_group(void) { return GROUP; }
 
-struct spot { /* one job, and scratch that all jobs of a call share */
+struct spot { /* one job */
   ptrdiff_t b, first, width;
-  float *zeros, *widened; /* widened holds row t of x at t % W */
-  const float **taps;
 };
 
-static void spot_of(const struct conv_args *k, int64_t job, struct spot *at) {
-  const ptrdiff_t n_groups = (k->n_channels + GROUP - 1) / GROUP;
-  at->b = job / n_groups;
-  at->first = job % n_groups * GROUP;
-  at->width = at_most(GROUP, k->n_channels - at->first);
+static struct spot spot_of(const struct conv_args *k, int64_t job) {
+  const ptrdiff_t n_groups = (k->n_channels + GROUP - 1) / GROUP, first = job % n_groups * GROUP;
+  return (struct spot){job / n_groups, first, at_most(GROUP, k->n_channels - first)};
 }
 
-/* Puts row s of x where `aim` finds it. */
-static void widen(const struct conv_args *k, const struct spot *at, ptrdiff_t s) {
-  const ptrdiff_t from = at->b * k->x_batch + s * k->x_row + at->first;
-  for (ptrdiff_t c = 0; c < at->width; c += LANES)
-    store(at->widened + s % k->width * GROUP + c, load_as(1, k->x, from + c, at->width - c), LANES);
+/* The input of a block at token s, which may lie before the first one. */
+INLINE vf input_at(const struct conv_args *k, const struct spot *at, ptrdiff_t s, ptrdiff_t c, ptrdiff_t m) {
+  const ptrdiff_t channel = at->first + c, width = k->width;
+  if (s >= 0) return load_as(k->half, k->x, at->b * k->x_batch + s * k->x_row + channel, m);
+  if (k->window) return load(k->window + (at->b * (width - 1) + s + width - 1) * k->n_channels + channel, m);
+  return splat(0.0f);
 }
 
-/* Point taps[j] at the input that weight[j] multiplies for the output at t. */
-static void aim(const struct conv_args *k, const struct spot *at, ptrdiff_t t) {
-  for (ptrdiff_t j = 0; j < k->width; j++) {
-    const ptrdiff_t s = t - k->width + 1 + j;
-    if (s >= 0 && k->half)
-      at->taps[j] = at->widened + s % k->width * GROUP;
-    else if (s >= 0)
-      at->taps[j] = (const float *)k->x + at->b * k->x_batch + s * k->x_row + at->first;
-    else if (k->window)
-      at->taps[j] = k->window + (at->b * (k->width - 1) + s + k->width - 1) * k->n_channels + at->first;
-    else
-      at->taps[j] = at->zeros;
+/* What a neighbouring strip reads; an address beyond the tensor costs nothing. */
+INLINE void foresee(const struct conv_args *k, const void *p, ptrdiff_t element) {
+  __builtin_prefetch((const char *)p + element * (k->half ? 2 : 4), 0, 2);
+}
+
+/* `taps` and `weight` hold W vectors each, as do `taps`, `weight` and `ring` below, and `sums` W + 1. */
+INLINE void forward_block(const struct conv_args *k, const ptrdiff_t W, const struct spot *at, ptrdiff_t t0,
+                          ptrdiff_t steps, ptrdiff_t c, vf *taps, vf *weight) {
+  const ptrdiff_t m = at->width - c;
+  const vf bias = load(k->bias + at->first + c, m);
+  for (ptrdiff_t j = 0; j < W; j++) weight[j] = load(k->weight + j * k->n_channels + at->first + c, m);
+  for (ptrdiff_t j = 1; j < W; j++) taps[j] = input_at(k, at, t0 - W + j, c, m);
+  for (ptrdiff_t t = t0; t < t0 + steps; t++) {
+    for (ptrdiff_t j = 1; j < W; j++) taps[j - 1] = taps[j];
+    taps[W - 1] = input_at(k, at, t, c, m);
+    foresee(k, k->x, at->b * k->x_batch + (t + STRIP) * k->x_row + at->first + c);
+    vf pre = bias;
+    for (ptrdiff_t j = 0; j < W; j++) pre += weight[j] * taps[j];
+    store_as(k->half, k->y, (at->b * k->n_tokens + t) * k->n_channels + at->first + c,
+             pre * logistic(pre, exp_minus_abs(pre)), m);
   }
 }
 
-INLINE vf before_silu(const struct conv_args *k, const ptrdiff_t W, const struct spot *at, ptrdiff_t c, ptrdiff_t m) {
-  vf pre = load(k->bias + at->first + c, m);
-  for (ptrdiff_t j = 0; j < W; j++)
-    pre += load(k->weight + j * k->n_channels + at->first + c, m) * load(at->taps[j] + c, m);
-  return pre;
+/* What the gradients of `pre` at some token and the W - 1 after it, in `ring`, are to the input there. */
+INLINE vf passed_back(const ptrdiff_t W, const vf *weight, const vf *ring) {
+  vf out = splat(0.0f);
+  for (ptrdiff_t ahead = 0; ahead < W; ahead++) out += weight[W - 1 - ahead] * ring[ahead];
+  return out;
 }
 
-INLINE void forward_job(const struct conv_args *k, const ptrdiff_t W, const struct spot *at) {
-  for (ptrdiff_t t = 0; t < k->n_tokens; t++) {
-    if (k->half) widen(k, at, t);
-    aim(k, at, t);
-    const ptrdiff_t y = (at->b * k->n_tokens + t) * k->n_channels + at->first;
-    for (ptrdiff_t c = 0; c < at->width; c += LANES) {
-      const ptrdiff_t m = at->width - c;
-      const vf pre = before_silu(k, W, at, c, m);
-      store_as(k->half, k->y, y + c, pre * logistic(pre, exp_minus_abs(pre)), m);
-    }
-  }
+INLINE void push(const ptrdiff_t W, vf *ring, vf newest) {
+  for (ptrdiff_t j = W - 1; j > 0; j--) ring[j] = ring[j - 1];
+  ring[0] = newest;
 }
 
-/* ring holds the gradient of `pre` at t in row t % W; sums holds those of the W weights, then of the bias. */
-INLINE void backward_job(const struct conv_args *k, const ptrdiff_t W, const struct spot *at, float *ring, float *sums) {
-  const ptrdiff_t D = k->n_channels, T = k->n_tokens;
-  memset(ring, 0, sizeof(float) * W * GROUP);
-  memset(sums, 0, sizeof(float) * (W + 1) * GROUP);
-  for (ptrdiff_t s = T - 1; k->half && s >= 0 && s > T - W; s--) widen(k, at, s);
-  for (ptrdiff_t t = T - 1; t > -W; t--) {
-    const int real = t >= 0; /* below 0 lies the window: it has a gradient but no output */
-    if (k->half && t - W + 1 >= 0) widen(k, at, t - W + 1);
-    if (real) aim(k, at, t);
-    const ptrdiff_t gy = at->b * k->gy_batch + t * k->gy_row + at->first;
-    void *const into = real ? k->gx : k->gwindow;
-    const ptrdiff_t gx = (real ? (at->b * T + t) * D : (at->b * (W - 1) + t + W - 1) * D) + at->first;
-    float *newest = ring + (t + W) % W * GROUP;
-    for (ptrdiff_t c = 0; c < at->width; c += LANES) {
-      const ptrdiff_t m = at->width - c;
-      vf gpre = splat(0.0f);
-      if (real) {
-        const vf pre = before_silu(k, W, at, c, m), s = logistic(pre, exp_minus_abs(pre));
-        gpre = load_as(k->half, k->gy, gy + c, m) * s * (1.0f + pre * (1.0f - s));
-        for (ptrdiff_t j = 0; j < W; j++) {
-          float *sum = sums + j * GROUP + c;
-          store(sum, load(sum, LANES) + gpre * load(at->taps[j] + c, m), LANES);
-        }
-        float *sum = sums + W * GROUP + c;
-        store(sum, load(sum, LANES) + gpre, LANES);
-      }
-      store(newest + c, gpre, LANES);
-      vf out = splat(0.0f);
-      for (ptrdiff_t ahead = 0; ahead < W; ahead++)
-        out += load(k->weight + (W - 1 - ahead) * D + at->first + c, m) *
-               load(ring + (t + ahead + W) % W * GROUP + c, LANES);
-      store_as(real ? k->half : 0, into, gx + c, out, m);
-    }
+/* `kept` holds ring and sums of the block between its strips. */
+INLINE void backward_block(const struct conv_args *k, const ptrdiff_t W, const struct spot *at, ptrdiff_t t0,
+                           ptrdiff_t steps, ptrdiff_t c, vf *kept, vf *taps, vf *weight, vf *ring, vf *sums) {
+  const ptrdiff_t m = at->width - c, D = k->n_channels;
+  const vf bias = load(k->bias + at->first + c, m);
+  for (ptrdiff_t j = 0; j < W; j++) weight[j] = load(k->weight + j * D + at->first + c, m);
+  for (ptrdiff_t j = 0; j < W; j++) ring[j] = kept[j];
+  for (ptrdiff_t j = 0; j <= W; j++) sums[j] = kept[W + j];
+  for (ptrdiff_t j = 1; j < W; j++) taps[j - 1] = input_at(k, at, t0 + steps - 1 - W + 1 + j, c, m);
+  for (ptrdiff_t t = t0 + steps - 1; t >= t0; t--) {
+    push(W, taps, input_at(k, at, t - W + 1, c, m));
+    const ptrdiff_t gy = at->b * k->gy_batch + t * k->gy_row + at->first + c;
+    foresee(k, k->x, at->b * k->x_batch + (t - STRIP) * k->x_row + at->first + c);
+    foresee(k, k->gy, gy - STRIP * k->gy_row);
+    vf pre = bias;
+    for (ptrdiff_t j = 0; j < W; j++) pre += weight[j] * taps[j];
+    const vf s = logistic(pre, exp_minus_abs(pre));
+    const vf gpre = load_as(k->half, k->gy, gy, m) * s * (1.0f + pre * (1.0f - s));
+    for (ptrdiff_t j = 0; j < W; j++) sums[j] += gpre * taps[j];
+    sums[W] += gpre;
+    push(W, ring, gpre);
+    store_as(k->half, k->gx, (at->b * k->n_tokens + t) * D + at->first + c, passed_back(W, weight, ring), m);
   }
-  for (ptrdiff_t j = 0; j < W; j++)
-    memcpy(k->gweight + (at->b * W + j) * D + at->first, sums + j * GROUP, sizeof(float) * at->width);
-  memcpy(k->gbias + at->b * D + at->first, sums + W * GROUP, sizeof(float) * at->width);
+  for (ptrdiff_t j = 0; j < W; j++) kept[j] = ring[j];
+  for (ptrdiff_t j = 0; j <= W; j++) kept[W + j] = sums[j];
+}
+
+/* The window has a gradient but no output; then the sums leave. */
+static void backward_end(const struct conv_args *k, const struct spot *at, ptrdiff_t c, vf *kept, vf *weight) {
+  const ptrdiff_t W = k->width, D = k->n_channels, m = at->width - c;
+  for (ptrdiff_t j = 0; j < W; j++) weight[j] = load(k->weight + j * D + at->first + c, m);
+  for (ptrdiff_t t = -1; t > -W; t--) {
+    push(W, kept, splat(0.0f));
+    store(k->gwindow + (at->b * (W - 1) + t + W - 1) * D + at->first + c, passed_back(W, weight, kept), m);
+  }
+  for (ptrdiff_t j = 0; j < W; j++) store(k->gweight + (at->b * W + j) * D + at->first + c, kept[W + j], m);
+  store(k->gbias + at->b * D + at->first + c, kept[2 * W], m);
 }
 
 /* Run jobs first .. last-1. Return 0, or 1 when there was no memory for the scratch. Width 4, the usual one, is constant
- * for the compiler. */
+ * for the compiler, which then keeps what a block works on in registers. */
 int64_t archbench_conv_forward(const struct conv_args *k, int64_t first, int64_t last) {
-  struct spot at = {
-      .zeros = scratch(sizeof(float) * GROUP),
-      .widened = scratch(sizeof(float) * k->width * GROUP),
-      .taps = scratch(sizeof(float *) * k->width),
-  };
-  const int64_t failed = !at.zeros || !at.widened || !at.taps;
+  const ptrdiff_t W = k->width;
+  vf *room = scratch(sizeof(vf) * 2 * W);
+  if (!room) return 1;
   const uint64_t mode = denormals_off();
-  for (int64_t job = first; job < last && !failed; job++) {
-    spot_of(k, job, &at);
-    if (k->width == 4)
-      forward_job(k, 4, &at);
-    else
-      forward_job(k, k->width, &at);
+  for (int64_t job = first; job < last; job++) {
+    const struct spot at = spot_of(k, job);
+    for (ptrdiff_t t0 = 0; t0 < k->n_tokens; t0 += STRIP)
+      for (ptrdiff_t c = 0; c < at.width; c += LANES) {
+        const ptrdiff_t steps = at_most(STRIP, k->n_tokens - t0);
+        if (W == 4) {
+          vf taps[4], weight[4];
+          forward_block(k, 4, &at, t0, steps, c, taps, weight);
+        } else {
+          forward_block(k, W, &at, t0, steps, c, room, room + W);
+        }
+      }
   }
   denormals_restore(mode);
-  free(at.zeros);
-  free(at.widened);
-  free(at.taps);
-  return failed;
+  free(room);
+  return 0;
 }
 
 int64_t archbench_conv_backward(const struct conv_args *k, int64_t first, int64_t last) {
-  struct spot at = {
-      .zeros = scratch(sizeof(float) * GROUP),
-      .widened = scratch(sizeof(float) * k->width * GROUP),
-      .taps = scratch(sizeof(float *) * k->width),
-  };
-  float *ring = scratch(sizeof(float) * k->width * GROUP), *sums = scratch(sizeof(float) * (k->width + 1) * GROUP);
-  const int64_t failed = !at.zeros || !at.widened || !at.taps || !ring || !sums;
+  const ptrdiff_t W = k->width, each = 2 * W + 1;
+  const size_t n_kept = GROUP / LANES * each;
+  vf *kept = scratch(sizeof(vf) * (n_kept + 4 * W + 1));
+  if (!kept) return 1;
+  vf *room = kept + n_kept;
   const uint64_t mode = denormals_off();
-  for (int64_t job = first; job < last && !failed; job++) {
-    spot_of(k, job, &at);
-    if (k->width == 4)
-      backward_job(k, 4, &at, ring, sums);
-    else
-      backward_job(k, k->width, &at, ring, sums);
+  for (int64_t job = first; job < last; job++) {
+    const struct spot at = spot_of(k, job);
+    memset(kept, 0, sizeof(vf) * n_kept);
+    for (ptrdiff_t t0 = (k->n_tokens - 1) / STRIP * STRIP; t0 >= 0; t0 -= STRIP)
+      for (ptrdiff_t c = 0; c < at.width; c += LANES) {
+        const ptrdiff_t steps = at_most(STRIP, k->n_tokens - t0);
+        vf *const own = kept + c / LANES * each;
+        if (W == 4) {
+          vf taps[4], weight[4], ring[4], sums[5];
+          backward_block(k, 4, &at, t0, steps, c, own, taps, weight, ring, sums);
+        } else {
+          backward_block(k, W, &at, t0, steps, c, own, room, room + W, room + 2 * W, room + 3 * W);
+        }
+      }
+    for (ptrdiff_t c = 0; c < at.width; c += LANES) backward_end(k, &at, c, kept + c / LANES * each, room);
   }
   denormals_restore(mode);
-  free(at.zeros);
-  free(at.widened);
-  free(at.taps);
-  free(ring);
-  free(sums);
-  return failed;
+  free(kept);
+  return 0;
 }

@@ -81,17 +81,44 @@ INLINE void store(float *p, vf v, ptrdiff_t m) {
 }
 
 typedef uint16_t vh __attribute__((vector_size(2 * LANES)));
+typedef short shorts __attribute__((vector_size(2 * LANES))); /* as gcc's builtins want halves */
 
-/* The same for elements that are fp32 or, with `half`, bf16: `at` counts elements. Rounding is to nearest, ties to
- * even; a NaN becomes the one that torch writes. */
+INLINE vf from_halves(vh h) {
+#if defined(__AVX512BW__) && !defined(__clang__) /* gcc goes by quarters */
+  return (vf)(vi)((vi)__builtin_ia32_pmovzxwd512_mask((shorts)h, (vi){0}, 0xffff) << 16);
+#else
+  return (vf)(__builtin_convertvector(h, vi) << 16);
+#endif
+}
+
+/* Rounded to nearest, ties to even; a NaN stays one. */
+INLINE vh to_halves(vf v) {
+  vh h;
+#if defined(__AVX512BF16__) && !defined(__clang__)
+  __typeof__(__builtin_ia32_cvtneps2bf16_v16sf(v)) rounded = __builtin_ia32_cvtneps2bf16_v16sf(v);
+  memcpy(&h, &rounded, sizeof h);
+#else
+  const vi bits = (vi)v, missing = v != v;
+  const vi upper = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+  h = __builtin_convertvector((upper & ~missing) | (0x7fc0 & missing), vh);
+#endif
+  return h;
+}
+
+/* The same for elements that are fp32 or, with `half`, bf16: `at` counts elements. */
 INLINE vf load_as(const int64_t half, const void *p, ptrdiff_t at, ptrdiff_t m) {
   if (!half) return load((const float *)p + at, m);
+  const uint16_t *from = (const uint16_t *)p + at;
   vh h = {0};
   if (m >= LANES)
-    memcpy(&h, (const uint16_t *)p + at, sizeof h);
+    memcpy(&h, from, sizeof h);
   else
-    memcpy(&h, (const uint16_t *)p + at, 2 * m);
-  return (vf)(__builtin_convertvector(h, vi) << 16);
+#if defined(__AVX512BW__) && defined(__AVX512VL__)
+    h = (vh)__builtin_ia32_loaddquhi256_mask((const void *)from, (shorts)h, (unsigned short)((1u << m) - 1));
+#else
+    for (ptrdiff_t l = 0; l < m; l++) h[l] = from[l];
+#endif
+  return from_halves(h);
 }
 
 INLINE void store_as(const int64_t half, void *p, ptrdiff_t at, vf v, ptrdiff_t m) {
@@ -99,13 +126,16 @@ INLINE void store_as(const int64_t half, void *p, ptrdiff_t at, vf v, ptrdiff_t 
     store((float *)p + at, v, m);
     return;
   }
-  const vi bits = (vi)v, missing = v != v;
-  const vi upper = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
-  const vh h = __builtin_convertvector((upper & ~missing) | (0x7fc0 & missing), vh);
+  uint16_t *to = (uint16_t *)p + at;
+  const vh h = to_halves(v);
   if (m >= LANES)
-    memcpy((uint16_t *)p + at, &h, sizeof h);
+    memcpy(to, &h, sizeof h);
   else
-    memcpy((uint16_t *)p + at, &h, 2 * m);
+#if defined(__AVX512BW__) && defined(__AVX512VL__)
+    __builtin_ia32_storedquhi256_mask((void *)to, (shorts)h, (unsigned short)((1u << m) - 1));
+#else
+    for (ptrdiff_t l = 0; l < m; l++) to[l] = h[l];
+#endif
 }
 
 /* Sum of all lanes, always in the same order. */
