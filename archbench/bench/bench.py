@@ -33,9 +33,10 @@ def measure(
     backends.forget()
     try:
         trial = target.prepare()
-        for done in range(1, target.turns + 1):
-            trial.turn()
-            notify(done)
+        with trial.within():
+            for done in range(1, target.turns + 1):
+                trial.turn()
+                notify(done)
         return records.outcome(target, trial, run, source_hash, command)
     except ArchbenchError as error:
         return [records.missing(target, run, source_hash, command, str(error))]

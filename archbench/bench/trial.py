@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Union
 
@@ -40,12 +41,14 @@ class Side:
 @dataclass(kw_only=True)
 class Race:
     """Two sides that take turns; `samples` holds a ratio a turn, by clock. `notes` are figures of the sides worth
-    printing, in words; `explain` says in words what the figure means for this pair."""
+    printing, in words; `explain` says in words what the figure means for this pair. All turns are taken `within` a
+    context of which both sides are a part, where there is one."""
 
     ours: Side
     peer: Side
     notes: dict[str, str] = field(default_factory=dict)
     explain: Callable[[float], Mapping[str, str]] | None = None
+    within: Callable[[], AbstractContextManager[None]] = nullcontext
     samples: dict[str, list[float]] = field(default_factory=lambda: {clock: [] for clock in CLOCKS})
     _taken: list[dict[str, dict[str, float]]] = field(default_factory=list)
     _calls: dict[str, int] = field(default_factory=dict)
@@ -107,6 +110,7 @@ class Reading:
     take: Callable[[], float]
     notes: dict[str, str] = field(default_factory=dict)
     explain: Callable[[float], Mapping[str, str]] | None = None
+    within: Callable[[], AbstractContextManager[None]] = nullcontext
     samples: dict[str, list[float]] = field(default_factory=lambda: {"none": []})
 
     def turn(self) -> None:

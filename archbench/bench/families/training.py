@@ -2,7 +2,8 @@
 
 A step is what the trainer does between two batches: forward in its precision, backward, clipping, fused AdamW. Both
 sides of a race have the same batch, optimizer, clipping and precision; tokens are random, as no step's time depends
-on them.
+on them. Where both sides are ours, memory stays with the process as in the trainer; beside others', which would gain by
+it what they do not have where they are used, it does not.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import Any
 import torch
 from torch import Generator
 
-from archbench import registry
+from archbench import heap, registry
 from archbench.architectures.transformer import TransformerConfig
 from archbench.bench.families.recurrent import hf_mamba, hf_mamba2, mamba, mamba2
 from archbench.bench.target import Target
@@ -204,7 +205,8 @@ def equal_size(architecture: str, size: str, batch: int, context: int, precision
     for name, chosen in ((architecture, options), ("transformer", {})):
         config = solve(registry.architecture(name), VOCAB, size, chosen).config
         steps[name] = our_step(name, config, batch, context, precision)
-    return Race(ours=_side(steps[architecture]), peer=_side(steps["transformer"]), notes={"size": size})
+    ours, peer = _side(steps[architecture]), _side(steps["transformer"])
+    return Race(ours=ours, peer=peer, notes={"size": size}, within=heap.kept)
 
 
 def heads_against_baseline(precision: str, **options: Any) -> Trial:
@@ -213,7 +215,7 @@ def heads_against_baseline(precision: str, **options: Any) -> Trial:
     config = registry.architecture("mtp").config(vocab_size=VOCAB, d_model=128, n_layers=8, n_heads=2, **options)
     ours = our_step("mtp", config, 4, 256, precision)
     peer = our_step("transformer", baseline, 4, 256, precision)
-    return Race(ours=_side(ours), peer=_side(peer))
+    return Race(ours=_side(ours), peer=_side(peer), within=heap.kept)
 
 
 def by_the_ladder(suite: str) -> Trial:
@@ -243,7 +245,8 @@ def by_the_ladder(suite: str) -> Trial:
     best = steps(BEST, None)
     half = sum(step.precision == "bf16-mixed" for step in best)
     notes = {"steps": f"first phases of {len(best)} cells, {half} in bf16-mixed"}
-    return Race(ours=side(BEST, best), peer=side("reference", steps("reference", "fp32")), notes=notes)
+    peer = side("reference", steps("reference", "fp32"))
+    return Race(ours=side(BEST, best), peer=peer, notes=notes, within=heap.kept)
 
 
 def _learns_by_gradient(cell: Cell) -> bool:

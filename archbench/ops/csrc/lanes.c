@@ -176,8 +176,23 @@ INLINE void store_totals(float *to, const vf *v) {
 
 /* 2^x for x <= 127. Exactly 0 from x = -126 down, so that a strong decay forgets and leaves no denormal. NaN stays NaN.
  * Adding 1.5 * 2^23 rounds to the nearest integer and leaves that integer in the low bits, which move to the exponent;
- * the rest, in [-1/2, 1/2], goes through a minimax polynomial of degree 6 with relative error 2e-9. */
+ * the rest, in [-1/2, 1/2], goes through a minimax polynomial of degree 6 with relative error 2e-9. Where a register
+ * holds a table of 16 numbers, 1.5 * 2^19 leaves sixteenths, which are looked up; for the rest, in [-1/32, 1/32], degree 3
+ * is as good, with two multiplications less. */
 INLINE vf exp2v(vf x) {
+#if LANES == 16 && !defined(__clang__) /* which has no such shuffle */
+  const vf sixteenths = {1.0f,        1.04427373f, 1.09050775f, 1.13878858f, 1.18920708f, 1.24185777f,
+                         1.29683959f, 1.35425556f, 1.41421354f, 1.47682619f, 1.54221082f, 1.61049032f,
+                         1.68179286f, 1.75625217f, 1.8340081f,  1.91520655f};
+  const float magic = 786432.0f;
+  vf r = x + magic;
+  vf f = x - (r - magic);
+  vf t = __builtin_shuffle(sixteenths, (vi)r); /* by the low four bits */
+  vf p = 5.55021365e-2f * f + 2.40234288e-1f;
+  p = p * f + 6.93147183e-1f;
+  p = t * (p * f) + t;
+  vi bits = (vi)p + (((vi)r & -16) << 19);
+#else
   const float magic = 12582912.0f;
   vf r = x + magic;
   vf f = x - (r - magic);
@@ -188,6 +203,7 @@ INLINE vf exp2v(vf x) {
   p = p * f + 6.9314718e-1f;
   p = p * f + 1.0f;
   vi bits = (vi)p + ((vi)r << 23);
+#endif
   return (vf)(bits & ~(x <= -126.0f));
 }
 
