@@ -179,6 +179,30 @@ def test_half_inputs_keep_an_exact_window(level):
     assert torch.equal(window.double(), wanted_window)
 
 
+@pytest.mark.parametrize("spoiled", [False, True])
+@pytest.mark.parametrize("w", WIDTHS)
+@pytest.mark.parametrize("t", [1, 3, 40])
+@pytest.mark.parametrize("d", [19, 300])
+def test_native_bf16_is_fp32_rounded_to_the_bit(d, t, w, spoiled):
+    """Rows of a wider tensor, outputs and gradients; what is no number stays none."""
+    if backends.available("causal_conv")["native"] != "ok":
+        pytest.skip("no native kernels")
+    inputs = {**problem(2, t, d, w), "x": problem(2, t, 2 * d, w, torch.bfloat16)["x"][..., d:]}
+    if spoiled:
+        inputs["x"][0, t // 2, d // 2], inputs["x"][1, t // 2, 0] = float("nan"), float("inf")
+    gy = problem(2, t, d, w, torch.bfloat16, seed=1)["x"]
+
+    def outcome(dtype):
+        leaves = {name: tensor.detach().clone().requires_grad_() for name, tensor in inputs.items() if name != "x"}
+        whole = inputs["x"].to(dtype).requires_grad_()
+        y, window = causal_conv(whole, **leaves, backend="native")
+        assert y.dtype == dtype
+        return [y, window, *torch.autograd.grad(y, (whole, *leaves.values()), gy.to(dtype))]
+
+    for found, wanted in zip(outcome(torch.bfloat16), outcome(torch.float32), strict=True):
+        torch.testing.assert_close(found, wanted.to(found.dtype), rtol=0, atol=0, equal_nan=True)
+
+
 @pytest.mark.parametrize("t", [0, 1, 20])
 def test_outputs_share_no_memory_with_inputs(level, t):
     inputs = problem(t=t)

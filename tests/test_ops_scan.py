@@ -360,6 +360,30 @@ def test_views_into_a_wider_projection_are_taken_as_they_lie(level):
     assert relative(leaf.grad[..., :19], wanted_gradients["x"]) < 1e-6
 
 
+@pytest.mark.parametrize("gated", [True, False])
+@pytest.mark.parametrize(("t", "d", "n"), [(1, 19, 5), (40, 19, 16), (70, 300, 16)])
+def test_native_bf16_rows_are_fp32_rounded_to_the_bit(t, d, n, gated):
+    """x, dt and z in bf16, x and z as halves of one tensor; outputs, states and gradients."""
+    if backends.available("selective_scan")["native"] != "ok":
+        pytest.skip("no native kernels")
+    inputs = in_type(problem(t=t, d=d, n=n), torch.float32)
+    both = torch.cat([inputs["x"], inputs["z"]], -1).bfloat16()
+    rows = {"x": both[..., :d], "dt": inputs["dt"].bfloat16(), "z": both[..., d:]}
+    if not gated:
+        rows["z"] = inputs["z"] = None
+    gy = problem(t=t, d=d, n=n, dtype=torch.bfloat16, seed=1)["x"]
+
+    def outcome(dtype):
+        used = {**inputs, **{name: row if row is None else row.to(dtype) for name, row in rows.items()}}
+        leaves = {name: tensor.detach().requires_grad_() for name, tensor in used.items() if tensor is not None}
+        y, h = selective_scan(**{"z": None, **leaves}, backend="native")
+        assert (y.dtype, h.dtype) == (dtype, torch.float32)
+        return [y, h, *torch.autograd.grad((y, h), tuple(leaves.values()), (gy.to(dtype), torch.ones_like(h)))]
+
+    for found, wanted in zip(outcome(torch.bfloat16), outcome(torch.float32), strict=True):
+        assert torch.equal(found, wanted.to(found.dtype))
+
+
 def test_half_inputs_are_computed_in_fp32(level):
     inputs = in_type(problem(t=40, d=19, n=5), torch.bfloat16)
     wanted = selective_scan(**in_type(inputs, torch.float64), backend="reference")

@@ -146,7 +146,7 @@ TARGETS = [
         better="lower",
         turns=1,
         seconds=150,
-        why_missed="starting, planning and reporting take a dozen seconds however long training lasts",
+        why_missed="starting, planning and reporting take some seconds however long training lasts",
         prepare=_suite,
     ),
     Target(

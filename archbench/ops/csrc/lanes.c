@@ -20,6 +20,14 @@
 typedef float vf __attribute__((vector_size(4 * LANES)));
 typedef int32_t vi __attribute__((vector_size(4 * LANES)));
 
+#define SHUFFLES 0
+#ifdef __has_builtin
+#if __has_builtin(__builtin_shufflevector)
+#undef SHUFFLES
+#define SHUFFLES 1
+#endif
+#endif
+
 #define INLINE static inline __attribute__((always_inline))
 #if defined(__clang__)
 #define UNROLL _Pragma("unroll")
@@ -149,7 +157,7 @@ INLINE float total(vf v) {
 
 /* Writes the totals of LANES vectors, each of the bits that `total` gives it. */
 INLINE void store_totals(float *to, const vf *v) {
-#if LANES == 16 && defined(__has_builtin) && __has_builtin(__builtin_shufflevector)
+#if LANES == 16 && SHUFFLES
   /* Half of the lanes added to the other half, four times; two vectors become one each time. */
 #define PAIR(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
   vf s[8];
