@@ -47,7 +47,6 @@ Kind = Literal["architectures", "metrics", "tasks", "suites", "corpora", "sizes"
 
 @app.command()
 def run(
-    ctx: typer.Context,
     suite: SuiteArgument,
     out: Annotated[Path | None, typer.Option(help="Folder of the run (default: results/SUITE).")] = None,
     only: Only = None,
@@ -63,50 +62,52 @@ def run(
     ] = None,
 ) -> None:
     """Train and measure every cell of a suite. What is already done is skipped; what was interrupted goes on."""
+    early: AbstractContextManager[None] = nullcontext()
     if executor == "processes":
         from archbench.executors import processes
 
-        ctx.with_resource(processes.started_early(threads))
-    from archbench import display
-    from archbench.plan import make_plan
-    from archbench.run import Options, executor_named, search
-    from archbench.run import run as run_plan
-    from archbench.suite import load_suite
+        early = processes.started_early(threads)
+    with early:
+        from archbench import display
+        from archbench.plan import make_plan
+        from archbench.run import Options, executor_named, search
+        from archbench.run import run as run_plan
+        from archbench.suite import load_suite
 
-    executor_named(executor)
-    open_tracker = _tracker(track)
-    asked = load_suite(suite, changes or ())
-    options = Options(
-        out=out or Path("results") / asked.name,
-        executor=executor,
-        workers=workers,
-        threads=threads,
-        device=device,
-        save_every_s=save_every,
-        command=_command(),
-    )
+        executor_named(executor)
+        open_tracker = _tracker(track)
+        asked = load_suite(suite, changes or ())
+        options = Options(
+            out=out or Path("results") / asked.name,
+            executor=executor,
+            workers=workers,
+            threads=threads,
+            device=device,
+            save_every_s=save_every,
+            command=_command(),
+        )
 
-    def carry_out(plan: Plan, options: Options) -> Outcome:
-        display.print_estimate(plan, options)
-        with display.Watch(plan) as watch, _following(open_tracker, plan, options.out, watch) as follow:
-            if report:
-                _load_meanwhile("archbench.report.write")
-            return run_plan(plan, options, follow)
+        def carry_out(plan: Plan, options: Options) -> Outcome:
+            display.print_estimate(plan, options)
+            with display.Watch(plan) as watch, _following(open_tracker, plan, options.out, watch) as follow:
+                if report:
+                    _load_meanwhile("archbench.report.write")
+                return run_plan(plan, options, follow)
 
-    names = _split(only)
-    try:
-        choices = search(asked, names, options, carry_out)
-        display.print_choices(choices)
-        outcome = carry_out(make_plan(asked, names, choices), options)
-    except KeyboardInterrupt:
-        typer.echo("archbench: interrupted; the same command goes on from here", err=True)
-        raise typer.Exit(130) from None
-    display.print_outcome(outcome)
-    if report:
-        from archbench.report import write_report
+        names = _split(only)
+        try:
+            choices = search(asked, names, options, carry_out)
+            display.print_choices(choices)
+            outcome = carry_out(make_plan(asked, names, choices), options)
+        except KeyboardInterrupt:
+            typer.echo("archbench: interrupted; the same command goes on from here", err=True)
+            raise typer.Exit(130) from None
+        display.print_outcome(outcome)
+        if report:
+            from archbench.report import write_report
 
-        display.print_report(write_report(outcome.path, None))
-    raise typer.Exit(1 if outcome.statuses.get("failed") else 0)
+            display.print_report(write_report(outcome.path, None))
+        raise typer.Exit(1 if outcome.statuses.get("failed") else 0)
 
 
 def _load_meanwhile(module: str) -> None:

@@ -36,7 +36,6 @@ from archbench.generation import aligned
 from archbench.model import Architecture, Batch, SequenceModel, parameters_of
 from archbench.operators import attention_flops, flops_of, is_counted, is_free, name_of
 from archbench.sampling import PLAIN
-from archbench.sizes import on_meta
 
 ATTENTION = "scaled_dot_product_attention"
 
@@ -245,7 +244,8 @@ def count_three_ways(
     if tokens is None:
         draws = torch.Generator().manual_seed(0)
         tokens = torch.randint(1, config.vocab_size, (context + traits.lookahead,), generator=draws)
-    shadow = on_meta(architecture, config)
+    with torch.device("meta"):
+        shadow = architecture.build(config, None)
     live = None
     if run:
         live = copy.deepcopy(model) if model is not None else architecture.build(config, Generator().manual_seed(0))
