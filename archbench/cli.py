@@ -102,12 +102,12 @@ def run(
         except KeyboardInterrupt:
             typer.echo("archbench: interrupted; the same command goes on from here", err=True)
             raise typer.Exit(130) from None
-        display.print_outcome(outcome)
-        if report:
-            from archbench.report import write_report
+    display.print_outcome(outcome)
+    if report:
+        from archbench.report import write_report
 
-            display.print_report(write_report(outcome.path, None))
-        raise typer.Exit(1 if outcome.statuses.get("failed") else 0)
+        display.print_report(write_report(outcome.path, None))
+    raise typer.Exit(1 if outcome.statuses.get("failed") else 0)
 
 
 def _load_meanwhile(module: str) -> None:

@@ -151,7 +151,9 @@ class RecurrentModel(AutoregressiveModel):
         """What reads n new tokens of every row quicker than the modules do, if anything."""
         if not self._told or not unchanged(self, RecurrentModel, "hidden", "logits"):
             return None
-        return self.steppers.serving(self, n, self._weights, state=layers)
+        stepper = self.steppers.serving(self, n, self._weights, state=layers)
+        several = n > 1 and len(layers[0].window) > 1
+        return None if stepper is None or (several and not stepper.rows_together) else stepper
 
     def _weights(self) -> RecurrentWeights:
         return self.recurrent_weights([block.mixer.weights(block.norm.weight) for block in self.blocks])

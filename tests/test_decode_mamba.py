@@ -65,12 +65,13 @@ def plain_environment(monkeypatch):
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("rows", [1, 2])
 @pytest.mark.parametrize("level", LEVELS)
 @pytest.mark.parametrize("name", MODELS)
-def test_a_level_steps_as_the_modules_do(name: str, level: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_level_steps_as_the_modules_do(name: str, level: str, rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Logits, hidden vectors and states after a prompt, token by token and in one piece of several."""
     model = built(name)
-    prompt, tokens = drawn(model, 2, 11), drawn(model, 2, 7, seed=2)
+    prompt, tokens = drawn(model, rows, 11), drawn(model, rows, 7, seed=2)
 
     def outcome(level: str) -> tuple[Tensor, Tensor, list[Tensor], list[Tensor]]:
         monkeypatch.setenv(backends.VARIABLE, level)

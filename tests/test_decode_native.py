@@ -202,6 +202,24 @@ def test_many_steps_at_once_are_the_same_steps(config: TransformerConfig, level:
     assert torch.equal(model.decode_step(reached, GREEDY, None).tokens, together[:, most : most + 1])
 
 
+@torch.no_grad()
+def test_lean_texts_in_turn_stay_where_they_are_while_they_have_room(at: Any) -> None:
+    """Two texts of one model, one a copy: written in turn, in place, and as if each were alone."""
+    at("lean")
+    model, prompt = built(CONFIGS["GQA"]), text(1, 9)
+    first = model.decode_step(model.prefill(prompt, model.initial_state(1)), GREEDY, None).state
+    second = copy_state(first)
+    alone = continue_from(model, copy_state(first), 1, 12, GREEDY)
+    places, written = [], []
+    for _ in range(12):
+        one, two = model.decode_step(first, GREEDY, None), model.decode_step(second, GREEDY, None)
+        first, second = one.state, two.state
+        places.append([cache.keys.data_ptr() for state in (first, second) for cache in state.layers])
+        written.append((one.tokens, two.tokens))
+    assert all(place == places[0] for place in places)
+    assert all(torch.equal(torch.cat(tokens, dim=1), alone) for tokens in zip(*written, strict=True))
+
+
 # ---- each position for itself ----
 
 

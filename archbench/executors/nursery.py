@@ -39,7 +39,7 @@ class Nursery:
 
     def __init__(self, environment: Mapping[str, str]) -> None:
         self.environment, self._numbers, self._read = dict(environment), itertools.count(), set[str]()
-        self._errors = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115  closed by close
+        self._errors = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115  for as long as this
         self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
             self._process = subprocess.Popen(
@@ -53,10 +53,9 @@ class Nursery:
 
     def read(self, corpora: Iterable[str]) -> None:
         """Children that are started from now on have read these corpora. Raises ArchbenchError when it has ended."""
-        new = sorted(set(corpora) - self._read)
-        self._read.update(new)
-        if new:
-            self._send(new)
+        for corpus in sorted(set(corpora) - self._read):
+            self._read.add(corpus)
+            self._send([corpus])
 
     def start(self, errors: int) -> Child:
         """A worker process that writes its errors to this descriptor.
@@ -93,8 +92,8 @@ class Nursery:
         number = next(self._numbers)
         try:
             socket.send_fds(self._socket, [json.dumps([number, asked]).encode()], list(descriptors))
-        except OSError:
-            raise self._gone() from None
+        except OSError as error:
+            raise self._gone(error) from None
         return number
 
     def _answer(self, number: int) -> int | None:
@@ -103,15 +102,21 @@ class Nursery:
                 answered, answer = json.loads(message)
                 if answered == number:
                     return answer
-        except OSError:
-            pass
+        except OSError as error:
+            raise self._gone(error) from None
         raise self._gone()
 
-    def _gone(self) -> ArchbenchError:
+    def _gone(self, error: OSError | None = None) -> ArchbenchError:
+        """What to raise where it does not answer; a nursery that only cannot be reached is ended."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(1.0)
+        self._process.kill()
         code = self._process.wait()
-        self._errors.seek(0)
-        lines = self._errors.read().strip().splitlines()
-        said = lines[-1] if lines else "no message"
+        said: object = error or "no message"
+        if not self._errors.closed:
+            self._errors.seek(0)
+            lines = self._errors.read().strip().splitlines()
+            said = lines[-1] if lines else said
         return ArchbenchError(f"the process that starts workers ended with code {code}: {said}")
 
 

@@ -23,30 +23,52 @@ def place_in(cache: KVCache, length: int, end: int) -> Place:
     return keys[:, :, length:], values[:, :, length:], keys, values
 
 
-class CacheStack(LastCaches):
-    """The caches last written to, in one tensor (2 layers, b, g, capacity, e), which it does not keep alive."""
+class CacheStack:
+    """The caches last written to, and whether they lie in one tensor (2 layers, b, g, capacity, e). It does not keep
+    them alive."""
 
-    def holding(self, caches: Sequence[KVCache], length: int, end: int) -> Sequence[KVCache]:
-        """Caches with the same first `length` positions and room up to `end`, in one tensor: those given if they are
-        the last ones, else copies."""
-        if end <= caches[0].keys.shape[2] and self.are(caches):
-            return caches
-        first = caches[0].keys
-        b, g, _, e = first.shape
-        room = end + (max(64, end // 8) if length else 0)
-        tensors = first.new_zeros(2 * len(caches), b, g, room, e).unbind(0)
-        held = [KVCache(keys, values, end) for keys, values in zip(tensors[::2], tensors[1::2], strict=True)]
-        for new, old in zip(held, caches, strict=True):
-            new.keys[:, :, :length] = old.keys[:, :, :length]
-            new.values[:, :, :length] = old.values[:, :, :length]
-        self.become(held)
-        return held
+    def __init__(self) -> None:
+        self._now = LastCaches(), False  # never changed, only replaced: threads may share a stack
 
-    def places(self, caches: Sequence[KVCache], length: int, end: int) -> list[Place]:
+    def are(self, caches: Sequence[KVCache]) -> bool:
+        """Whether these are they, lengths aside."""
+        return self._now[0].are(caches)
+
+    def holding(self, caches: Sequence[KVCache], length: int, end: int) -> tuple[Sequence[KVCache], bool]:
+        """Caches with the same first `length` positions and room up to `end`, and whether they lie in one tensor.
+        Those given where all have room: copying them would cost more than cutting views of each."""
+        last, stacked = self._now
+        room = min(cache.keys.shape[2] for cache in caches)
+        if end <= room and last.are(caches):
+            return caches, stacked
+        stacked = end > room
+        if stacked:
+            caches = _stacked(caches, length, end)
+        now = LastCaches()
+        now.become(caches)
+        self._now = now, stacked
+        return caches, stacked
+
+    def places(self, caches: Sequence[KVCache], stacked: bool, length: int, end: int) -> list[Place]:
         """That of every layer, of caches that are held."""
+        if not stacked:
+            return [place_in(cache, length, end) for cache in caches]
         first = caches[0].keys
         b, g, room, e = first.shape
         strides = (b * g * room * e, g * room * e, room * e, e, 1)
         new = first.as_strided((2 * len(caches), b, g, end - length, e), strides, length * e).unbind(0)
         valid = first.as_strided((2 * len(caches), b, g, end, e), strides, 0).unbind(0)
         return list(zip(new[::2], new[1::2], valid[::2], valid[1::2], strict=True))
+
+
+def _stacked(caches: Sequence[KVCache], length: int, end: int) -> list[KVCache]:
+    """Copies in one tensor, with some room beyond `end`."""
+    first = caches[0].keys
+    b, g, _, e = first.shape
+    room = end + (max(64, end // 8) if length else 0)
+    tensors = first.new_zeros(2 * len(caches), b, g, room, e).unbind(0)
+    held = [KVCache(keys, values, end) for keys, values in zip(tensors[::2], tensors[1::2], strict=True)]
+    for new, old in zip(held, caches, strict=True):
+        new.keys[:, :, :length] = old.keys[:, :, :length]
+        new.values[:, :, :length] = old.values[:, :, :length]
+    return held

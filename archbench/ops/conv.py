@@ -174,7 +174,9 @@ def _backward(
     backend: str,
 ) -> list[Tensor]:
     """Gradients of x, weight, bias and window (empty without one). gwindow is the gradient of the window returned."""
-    dtype, taken_in = _computed_in(x), _taken_in(x, backend)
+    dtype = _computed_in(x)
+    # Two gradients meet in the last rows of x where the window has one: their sum is what is rounded.
+    taken_in = _taken_in(x, backend) if gwindow is None else dtype
     gy = torch.zeros_like(x, dtype=taken_in) if gy is None else gy.to(taken_in)
     before = None if window is None else window.to(dtype)
     inputs = (x.to(taken_in), weight.to(dtype), bias.to(dtype), before)

@@ -87,17 +87,17 @@ class LeanDecoder:
         """Reads tokens, or what stands for them, `embedded`, behind `length` positions. Gives up `caches`."""
         assert behind is None, "not ragged"
         (b, t), end = tokens.shape, length + tokens.shape[1]
-        caches = self._stack.holding(caches, length, end)
+        caches, stacked = self._stack.holding(caches, length, end)
         if embedded is None:
             wide = torch.embedding(self._embedding, tokens.reshape(-1))
         else:
             wide = self._widened(embedded.flatten(0, 1))
-        x, trunk = self._through(wide, (b, t), caches, length)
+        x, trunk = self._through(wide, (b, t), length, self._stack.places(caches, stacked, length, end))
         found = self._logits(wide, x).view(b, t, -1) if logits else None
         return Read(trunk.view(b, t, -1), found, filled(caches, end))
 
     def _through(
-        self, wide: Float[Tensor, "m w"], shape: tuple[int, int], caches: Sequence[KVCache], length: int
+        self, wide: Float[Tensor, "m w"], shape: tuple[int, int], length: int, places: Sequence[Place]
     ) -> tuple[Float[Tensor, "m d"], Float[Tensor, "m d"]]:
         """Sends the stream through all blocks, in place; what it then is, and what it was behind the trunk."""
         t, weights, n_blocks = shape[1], self._weights, len(self._blocks)
@@ -105,7 +105,6 @@ class LeanDecoder:
         turning = self._turning(length, t)
         # Numbers, since torch makes them of truth values anew at every call.
         hidden = torch.full((t, length + t), float("-inf"), dtype=x.dtype).triu_(length + 1) if t > 1 else None
-        places = self._stack.places(caches, length, length + t)
         for number, (block, place) in enumerate(zip(self._blocks, places, strict=False), start=1):
             self._layer(wide, x, shape, block, place, turning, hidden)
             if self._heads and number == weights.n_trunk:
@@ -192,10 +191,11 @@ class LeanDecoder:
         """Reads the pending token of each row and writes the n most likely next ones, each read but for the last. Gives
         up `caches`."""
         end = length + n
-        caches, written = self._stack.holding(caches, length, end), [pending]
+        (caches, stacked), written = self._stack.holding(caches, length, end), [pending]
         for place in range(length, end):
             wide = torch.embedding(self._embedding, written[-1])
-            x, _ = self._through(wide, (len(pending), 1), caches, place)
+            places = self._stack.places(caches, stacked, place, place + 1)
+            x, _ = self._through(wide, (len(pending), 1), place, places)
             # Where the gain is part of the product, a norm only scales logits: the largest is the same one.
             logits = torch.mm(x, self._unembedding) if self._folds else self._logits(wide, x)
             written.append(logits.argmax(-1))

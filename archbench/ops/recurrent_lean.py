@@ -41,6 +41,8 @@ class LeanStepper:
 
     most_at_once = 256
     """Tokens of a row that one call writes at most."""
+    rows_together = False
+    """Several tokens of several rows: the modules do that quicker."""
 
     def __init__(self, weights: RecurrentWeights) -> None:
         self._weights = weights

@@ -71,6 +71,8 @@ class NativeStepper:
 
     most_at_once: int
     """Tokens of a row that one call writes at most: it ends within seconds, and hears Ctrl-C only then."""
+    rows_together = True
+    """Several tokens of several rows."""
 
     def __init__(self, weights: RecurrentWeights) -> None:
         self._read, self._write = _kernels(native.library())

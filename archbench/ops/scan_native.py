@@ -2,7 +2,7 @@
 
 What leaves the C code as partial sums per (row, group of channels) is added up here, in an order that does not depend
 on the number of threads. Memory beyond inputs and outputs: the states at chunk starts (1 / CHUNK of all states) when
-a backward pass will follow, and scratch of one chunk of one block of channels per thread.
+a backward pass will follow, and scratch of one chunk of one group of channels per thread.
 """
 
 from __future__ import annotations

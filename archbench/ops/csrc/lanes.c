@@ -182,7 +182,8 @@ INLINE void store_totals(float *to, const vf *v) {
 #endif
 }
 
-/* 2^x for x <= 127. Exactly 0 from x = -126 down, so that a strong decay forgets and leaves no denormal. NaN stays NaN.
+/* 2^x for x <= 127. Exactly 0 from x = -126 down, so that a strong decay forgets and leaves no denormal. NaN, as
+ * arithmetic makes it, stays NaN.
  * Adding 1.5 * 2^23 rounds to the nearest integer and leaves that integer in the low bits, which move to the exponent;
  * the rest, in [-1/2, 1/2], goes through a minimax polynomial of degree 6 with relative error 2e-9. Where a register
  * holds a table of 16 numbers, 1.5 * 2^19 leaves sixteenths, which are looked up; for the rest, in [-1/32, 1/32], degree 3
