@@ -149,7 +149,7 @@ class RecurrentModel(AutoregressiveModel):
 
     def _stepper(self, n: int, layers: tuple[LayerState, ...]) -> Stepper | None:
         """What reads n new tokens of every row quicker than the modules do, if anything."""
-        if not self._told or not unchanged(self, RecurrentModel, "hidden", "logits"):
+        if n == 0 or not self._told or not unchanged(self, RecurrentModel, "hidden", "logits"):
             return None
         stepper = self.steppers.serving(self, n, self._weights, state=layers)
         several = n > 1 and len(layers[0].window) > 1

@@ -248,8 +248,9 @@ def test_what_is_no_decode_step_goes_through_the_modules(name: str) -> None:
     tokens = drawn(model, 1, 2)
     model.hidden(tokens, model.initial_layers(1))
     with torch.no_grad():
-        long = drawn(model, 1, max(LONGEST.values()) + 1)
-        model.predict(long, model.initial_layers(1))
+        for n in (0, max(LONGEST.values()) + 1):
+            logits, _ = model.predict(drawn(model, 1, n), model.initial_layers(1))
+            assert logits.shape[:2] == (1, n)
     assert "decode" not in backends.in_use()
     with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
         model.predict(tokens, model.initial_layers(1))

@@ -61,7 +61,7 @@ class Ladder(Generic[W, D]):
         Raises:
             BackendError: the level that ARCHBENCH_BACKEND asks for cannot run, or cannot serve this call.
         """
-        if not 0 < n_new <= self._most or torch.is_grad_enabled() or counted():
+        if n_new > self._most or torch.is_grad_enabled() or counted():
             return None
         asked = (n_new, hindrance, os.environ.get(backends.VARIABLE), torch.is_autocast_enabled("cpu"))
         if asked == self._asked:  # as at the last step; device and type are those of the weights
