@@ -150,7 +150,7 @@ class KVCache(NamedTuple):
             self.keys[:, :, self.length : length] = keys
             self.values[:, :, self.length : length] = values
             return KVCache(self.keys, self.values, length)
-        slack = 0 if keys.requires_grad else max(64, length // 8)
+        slack = 0 if keys.requires_grad else slack_behind(length)
         return KVCache(
             _grown(self.keys[:, :, : self.length], keys, slack),
             _grown(self.values[:, :, : self.length], values, slack),
@@ -162,7 +162,7 @@ class KVCache(NamedTuple):
         kernel that writes into it asks for. Not for caches with gradients."""
         if self.keys.shape[2] >= n and self.keys.is_contiguous() and self.values.is_contiguous():
             return self
-        room = n - self.length + (max(64, n // 8) if self.length else 0)
+        room = n - self.length + (slack_behind(n) if self.length else 0)
         new = self.keys.new_zeros(*self.keys.shape[:2], room, self.keys.shape[3])
         keys, values = self.valid()
         return KVCache(torch.cat([keys, new], dim=2), torch.cat([values, new], dim=2), self.length)
@@ -170,6 +170,11 @@ class KVCache(NamedTuple):
     def valid(self) -> tuple[Float[Tensor, "b g s e"], Float[Tensor, "b g s e"]]:
         """Views of the keys and values that count."""
         return self.keys[:, :, : self.length], self.values[:, :, : self.length]
+
+
+def slack_behind(n: int) -> int:
+    """Positions of unused capacity that a cache of n positions gets when it grows."""
+    return max(64, n // 8)
 
 
 def filled(caches: Iterable[KVCache], n: int) -> tuple[KVCache, ...]:

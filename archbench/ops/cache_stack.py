@@ -10,7 +10,7 @@ from typing import TypeAlias
 
 from torch import Tensor
 
-from archbench.layers import KVCache
+from archbench.layers import KVCache, slack_behind
 from archbench.ops.decode_weights import LastCaches
 
 Place: TypeAlias = tuple[Tensor, Tensor, Tensor, Tensor]
@@ -28,7 +28,7 @@ class CacheStack:
     them alive."""
 
     def __init__(self) -> None:
-        self._now = LastCaches(), False  # never changed, only replaced: threads may share a stack
+        self._now = LastCaches(), False  # replaced, never changed: threads may share a stack
 
     def are(self, caches: Sequence[KVCache]) -> bool:
         """Whether these are they, lengths aside."""
@@ -38,14 +38,14 @@ class CacheStack:
         """Caches with the same first `length` positions and room up to `end`, and whether they lie in one tensor.
         Those given where all have room: copying them would cost more than cutting views of each."""
         last, stacked = self._now
-        room = min(cache.keys.shape[2] for cache in caches)
-        if end <= room and last.are(caches):
+        if end <= last.capacity and last.are(caches):
             return caches, stacked
-        stacked = end > room
-        if stacked:
-            caches = _stacked(caches, length, end)
         now = LastCaches()
         now.become(caches)
+        stacked = end > now.capacity
+        if stacked:
+            caches = _stacked(caches, length, end)
+            now.become(caches)
         self._now = now, stacked
         return caches, stacked
 
@@ -65,7 +65,7 @@ def _stacked(caches: Sequence[KVCache], length: int, end: int) -> list[KVCache]:
     """Copies in one tensor, with some room beyond `end`."""
     first = caches[0].keys
     b, g, _, e = first.shape
-    room = end + (max(64, end // 8) if length else 0)
+    room = end + (slack_behind(end) if length else 0)
     tensors = first.new_zeros(2 * len(caches), b, g, room, e).unbind(0)
     held = [KVCache(keys, values, end) for keys, values in zip(tensors[::2], tensors[1::2], strict=True)]
     for new, old in zip(held, caches, strict=True):

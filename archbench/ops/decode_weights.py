@@ -119,4 +119,4 @@ class LastCaches:
 
     def become(self, caches: Sequence[KVCache]) -> None:
         self._tensors = [(weakref.ref(cache.keys), weakref.ref(cache.values)) for cache in caches]
-        self.capacity = caches[0].keys.shape[2]
+        self.capacity = min(cache.keys.shape[2] for cache in caches)
