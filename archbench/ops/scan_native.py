@@ -41,13 +41,14 @@ class ScanArguments(ctypes.Structure):
 
 
 @functools.cache
-def _kernels(library: ctypes.CDLL) -> tuple[Callable[..., int], Callable[..., int], int]:
-    """(forward, backward, channels per group)."""
+def _kernels(library: ctypes.CDLL) -> tuple[Callable[..., int], Callable[..., int], Callable[[int], int]]:
+    """(forward, backward, into how many groups so many channels are divided)."""
     for kernel in (library.archbench_scan_forward, library.archbench_scan_backward):
         kernel.argtypes = (ctypes.POINTER(ScanArguments), ctypes.c_int64, ctypes.c_int64)
         kernel.restype = ctypes.c_int64
-    library.archbench_scan_group.restype = ctypes.c_int64
-    return library.archbench_scan_forward, library.archbench_scan_backward, library.archbench_scan_group()
+    groups = library.archbench_scan_groups
+    groups.argtypes, groups.restype = (ctypes.c_int64,), ctypes.c_int64
+    return library.archbench_scan_forward, library.archbench_scan_backward, groups
 
 
 def arithmetic(n_tokens: int, n_states: int) -> tuple[Callable[[], float], int]:
@@ -79,13 +80,13 @@ def forward(
 ) -> tuple[Float[Tensor, "b t d"], Float[Tensor, "b d n"], Tensor]:
     """y, the last state, and the states at chunk starts (empty without `keep`)."""
     b, t, d, n = *x.shape, A.shape[1]
-    run, _, group = _kernels(native.library())
+    run, _, groups = _kernels(native.library())
     arguments, held = _inputs(x, dt, A, B, C, D, z, dt_bias, h0)
     y, h_last = x.new_empty(b, t, d), A.new_empty(b, d, n)
     starts = A.new_empty(starts_shape(b, t, d, n) if keep else 0)
     arguments.y, arguments.h_last = y.data_ptr(), h_last.data_ptr()
     arguments.starts = starts.data_ptr() if keep else None
-    native.spread(run, arguments, b * -(-d // group))
+    native.spread(run, arguments, b * groups(d))
     del held
     return y, h_last, starts
 
@@ -106,8 +107,8 @@ def backward(
 ) -> tuple[Tensor | None, ...]:
     """Gradients of x, dt, A, B, C, D, z, dt_bias, h0, in that order; None for an input that is None."""
     b, t, d, n = *x.shape, A.shape[1]
-    _, run, group = _kernels(native.library())
-    n_groups = -(-d // group)
+    _, run, groups = _kernels(native.library())
+    n_groups = groups(d)
     arguments, held = _inputs(x, dt, A, B, C, D, z, dt_bias, h0)
     if gy is not None:
         arguments.gy = _rows(gy, held)

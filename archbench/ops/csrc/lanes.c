@@ -20,13 +20,18 @@
 typedef float vf __attribute__((vector_size(4 * LANES)));
 typedef int32_t vi __attribute__((vector_size(4 * LANES)));
 
-#define SHUFFLES 0
-#ifdef __has_builtin
-#if __has_builtin(__builtin_shufflevector)
-#undef SHUFFLES
-#define SHUFFLES 1
+/* Lanes of two vectors, chosen by constants: those of b follow those of a. */
+#if defined(__clang__)
+#define PICK(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#else
+#define PICK(a, b, ...) __builtin_shuffle(a, b, (vi){__VA_ARGS__})
 #endif
-#endif
+#define HALVE(n, one, other) \
+  UNROLL                     \
+  for (int i = 0; i < n; i++) s[i] = PICK_OF(s[i], s[i + n], one) + PICK_OF(s[i], s[i + n], other);
+#define PICK_OF(a, b, lanes) PICK_EXPANDED(a, b, UNPACK lanes)
+#define PICK_EXPANDED(...) PICK(__VA_ARGS__)
+#define UNPACK(...) __VA_ARGS__
 
 #define INLINE static inline __attribute__((always_inline))
 #if defined(__clang__)
@@ -155,31 +160,29 @@ INLINE float total(vf v) {
   return x[0];
 }
 
-/* Writes the totals of LANES vectors, each of the bits that `total` gives it. */
-INLINE void store_totals(float *to, const vf *v) {
-#if LANES == 16 && SHUFFLES
-  /* Half of the lanes added to the other half, four times; two vectors become one each time. */
-#define PAIR(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
-  vf s[8];
-  UNROLL
-  for (int i = 0; i < 8; i++)
-    s[i] = PAIR(v[i], v[i + 8], 0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23) +
-           PAIR(v[i], v[i + 8], 8, 9, 10, 11, 12, 13, 14, 15, 24, 25, 26, 27, 28, 29, 30, 31);
-  UNROLL
-  for (int i = 0; i < 4; i++)
-    s[i] = PAIR(s[i], s[i + 4], 0, 1, 2, 3, 8, 9, 10, 11, 16, 17, 18, 19, 24, 25, 26, 27) +
-           PAIR(s[i], s[i + 4], 4, 5, 6, 7, 12, 13, 14, 15, 20, 21, 22, 23, 28, 29, 30, 31);
-  UNROLL
-  for (int i = 0; i < 2; i++)
-    s[i] = PAIR(s[i], s[i + 2], 0, 1, 16, 17, 4, 5, 20, 21, 8, 9, 24, 25, 12, 13, 28, 29) +
-           PAIR(s[i], s[i + 2], 2, 3, 18, 19, 6, 7, 22, 23, 10, 11, 26, 27, 14, 15, 30, 31);
-  s[0] = PAIR(s[0], s[1], 0, 2, 16, 18, 4, 6, 20, 22, 8, 10, 24, 26, 12, 14, 28, 30) +
-         PAIR(s[0], s[1], 1, 3, 17, 19, 5, 7, 21, 23, 9, 11, 25, 27, 13, 15, 29, 31);
-  store(to, PAIR(s[0], s[0], 0, 2, 1, 3, 8, 10, 9, 11, 4, 6, 5, 7, 12, 14, 13, 15), LANES);
-#undef PAIR
+/* The totals of LANES vectors, each of the bits that `total` gives it: half of the lanes added to the other half until
+ * one is left, two vectors becoming one each time. */
+INLINE vf totals(const vf *v) {
+  vf s[LANES];
+  memcpy(s, v, sizeof s);
+#if LANES == 16
+  HALVE(8, (0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23),
+        (8, 9, 10, 11, 12, 13, 14, 15, 24, 25, 26, 27, 28, 29, 30, 31))
+  HALVE(4, (0, 1, 2, 3, 16, 17, 18, 19, 8, 9, 10, 11, 24, 25, 26, 27),
+        (4, 5, 6, 7, 20, 21, 22, 23, 12, 13, 14, 15, 28, 29, 30, 31))
+  HALVE(2, (0, 1, 16, 17, 4, 5, 20, 21, 8, 9, 24, 25, 12, 13, 28, 29),
+        (2, 3, 18, 19, 6, 7, 22, 23, 10, 11, 26, 27, 14, 15, 30, 31))
+  HALVE(1, (0, 16, 2, 18, 4, 20, 6, 22, 8, 24, 10, 26, 12, 28, 14, 30),
+        (1, 17, 3, 19, 5, 21, 7, 23, 9, 25, 11, 27, 13, 29, 15, 31))
+#elif LANES == 8
+  HALVE(4, (0, 1, 2, 3, 8, 9, 10, 11), (4, 5, 6, 7, 12, 13, 14, 15))
+  HALVE(2, (0, 1, 8, 9, 4, 5, 12, 13), (2, 3, 10, 11, 6, 7, 14, 15))
+  HALVE(1, (0, 8, 2, 10, 4, 12, 6, 14), (1, 9, 3, 11, 5, 13, 7, 15))
 #else
-  for (int i = 0; i < LANES; i++) to[i] = total(v[i]);
+  HALVE(2, (0, 1, 4, 5), (2, 3, 6, 7))
+  HALVE(1, (0, 4, 2, 6), (1, 5, 3, 7))
 #endif
+  return s[0];
 }
 
 /* 2^x for x <= 127. Exactly 0 from x = -126 down, so that a strong decay forgets and leaves no denormal. NaN, as

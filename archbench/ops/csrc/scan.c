@@ -4,7 +4,7 @@
  *   h[n]  = exp(step A[n]) h[n] + step x B[n]
  *   y     = (sum_n C[n] h[n] + D x) silu(z)
  *
- * One job is one batch row and one group of GROUP channels. Inside a job the outer loop runs over tokens and the inner one
+ * One job is one batch row and one group of channels, all groups of one size, GROUP at most. Inside a job the outer loop runs over tokens and the inner one
  * over blocks of LANES channels; inside a block, STATES state indices at a time keep their h in registers. The forward
  * pass goes by strips of STRIP tokens, whose rows it reads and writes whole (walking down a block's column instead takes
  * one cache line of each row, which no prefetcher foresees), and keeps h at the chunk starts only ("starts"). The
@@ -17,7 +17,7 @@
  */
 #include "lanes.c"
 
-#define GROUP 256
+#define GROUP 384
 #define STRIP 16
 #define LOG2E 1.44269504f
 #define LN2 0.69314718f
@@ -37,7 +37,7 @@ struct scan_args {
   float *gD, *gbias;                      /* (b, d) */
 };
 
-int64_t archbench_scan_group(void) { return GROUP; }
+int64_t archbench_scan_groups(int64_t n_channels) { return (n_channels + GROUP - 1) / GROUP; }
 
 /* ---- small pieces ---- */
 
@@ -52,13 +52,18 @@ static void from_lanes(float *to, const float *from, ptrdiff_t width, ptrdiff_t 
     for (ptrdiff_t n = 0; n < N; n++) to[c * N + n] = from[n * GROUP + c];
 }
 
+/* The numbers of some channels, zero where the caller gave none. */
+INLINE vf channels(const float *p, ptrdiff_t c, ptrdiff_t m) { return p ? load(p + c, m) : splat(0.0f); }
+
 /* What one run over some states of one block works on. Rows of B and C are scalars shared by all lanes. */
 struct run {
   ptrdiff_t steps, B_row, C_row;
-  const vf *step, *input;      /* [t] */
+  int first;                   /* whether these are the first states that y hears of */
+  vf skip;
+  const vf *step, *x;          /* [t] */
   const float *A2, *B, *C;     /* A2 is state-major scratch: A times log2(e) */
   float *h;                    /* state-major scratch, updated */
-  vf *y;                       /* [t], gathers C . h */
+  vf *y;                       /* [t], gathers skip x + C . h */
   vf *a_kept, *h_kept;         /* backward only: decays [t][i], states [t + 1][i] with the one before the chunk at 0 */
 };
 
@@ -72,8 +77,8 @@ INLINE void advance_n(const int count, const int keep, const struct run *r) {
   }
   for (ptrdiff_t t = 0; t < r->steps; t++) {
     const float *B = r->B + t * r->B_row, *C = r->C + t * r->C_row;
-    const vf step = r->step[t], input = r->input[t];
-    vf y = r->y[t];
+    const vf step = r->step[t], input = step * r->x[t];
+    vf y = r->first ? r->skip * r->x[t] : r->y[t];
     UNROLL
     for (int i = 0; i < count; i++) {
       const vf a = exp2v(step * A[i]);
@@ -102,11 +107,11 @@ INLINE void advance(int count, const int keep, const struct run *r) {
 
 /* What the reverse sweep of the same states adds to. */
 struct reverse_run {
-  ptrdiff_t N;
+  ptrdiff_t N;                 /* rows of gB and gC lie so far apart */
   const vf *gy;                /* [t], gradient of y before the gate */
   float *g, *gA;               /* state-major scratch: decay * dL/dh of the token after; dA so far */
-  vf *into_B, *into_A;         /* [t]: sum over states of g B, and of g a h_before A2 */
-  vf *B_sum, *C_sum;           /* [t][N]: lane sums of dB and dC */
+  vf *into_B, *into_A;         /* [t]: gather g B, and g a h_before A2 */
+  float *gB, *gC;              /* [t][i]: dB and dC, summed over the lanes of each block */
 };
 
 INLINE void retreat_n(const int count, const struct run *r, const struct reverse_run *q) {
@@ -120,19 +125,27 @@ INLINE void retreat_n(const int count, const struct run *r, const struct reverse
   for (ptrdiff_t t = r->steps - 1; t >= 0; t--) {
     const float *B = r->B + t * r->B_row, *C = r->C + t * r->C_row;
     const vf *a = r->a_kept + t * count, *h = r->h_kept + t * count;
-    vf *B_sum = q->B_sum + t * q->N, *C_sum = q->C_sum + t * q->N;
-    const vf step = r->step[t], input = r->input[t], gy = q->gy[t];
-    vf into_B = q->into_B[t], into_A = q->into_A[t];
+    const vf step = r->step[t], input = step * r->x[t], gy = q->gy[t];
+    vf into_B = splat(0.0f), into_A = splat(0.0f);
+    if (!r->first) into_B = q->into_B[t], into_A = q->into_A[t];
+    vf of_B[STATES] = {{0}}, of_C[STATES] = {{0}};
     UNROLL
     for (int i = 0; i < count; i++) {
       const vf gh = g[i] + gy * C[i];
-      C_sum[i] += gy * h[count + i];
-      B_sum[i] += gh * input;
+      of_C[i] = gy * h[count + i];
+      of_B[i] = gh * input;
       into_B += gh * B[i];
       g[i] = gh * a[i];
       const vf w = g[i] * h[i];
       into_A += w * A[i];
       gA[i] += step * w;
+    }
+    UNROLL
+    for (int i = 0; i < count; i += LANES) { /* at once: kept lane by lane they would fill the nearest cache */
+      const ptrdiff_t m = at_most(LANES, count - i);
+      float *gB = q->gB + t * q->N + i, *gC = q->gC + t * q->N + i;
+      store(gC, load(gC, m) + totals(of_C + i), m);
+      store(gB, load(gB, m) + totals(of_B + i), m);
     }
     q->into_B[t] = into_B;
     q->into_A[t] = into_A;
@@ -161,18 +174,24 @@ struct place { /* where a job or a block sits */
 };
 
 static struct place place_of(const struct scan_args *k, int64_t job) {
-  const ptrdiff_t n_groups = (k->n_channels + GROUP - 1) / GROUP;
+  const ptrdiff_t n_groups = archbench_scan_groups(k->n_channels);
+  const ptrdiff_t n_blocks = (k->n_channels + LANES - 1) / LANES, width = (n_blocks + n_groups - 1) / n_groups * LANES;
   struct place at;
   at.b = job / n_groups;
   at.group = job % n_groups;
-  at.first = at.group * GROUP;
-  at.width = at_most(GROUP, k->n_channels - at.first);
+  at.first = at.group * width;
+  at.width = at_most(width, k->n_channels - at.first);
   at.n_chunks = (k->n_tokens + k->chunk - 1) / k->chunk;
   return at;
 }
 
+/* Where the job's sums over channels for token t lie in gB and gC. */
+static ptrdiff_t sums_of(const struct scan_args *k, const struct place *at, ptrdiff_t t) {
+  return ((at->b * archbench_scan_groups(k->n_channels) + at->group) * k->n_tokens + t) * k->n_states;
+}
+
 struct strip { /* one block over some tokens */
-  vf step[STRIP], input[STRIP], y[STRIP];
+  vf step[STRIP], x[STRIP], y[STRIP];
 };
 
 static void enter_strip(const struct scan_args *k, const struct place *at, ptrdiff_t t0, ptrdiff_t steps,
@@ -183,12 +202,9 @@ static void enter_strip(const struct scan_args *k, const struct place *at, ptrdi
     struct strip *s = strips;
     for (ptrdiff_t i = 0; i < at->width; i += LANES, s++) {
       const ptrdiff_t m = at->width - i;
-      const vf bias = k->dt_bias ? load(k->dt_bias + at->first + i, m) : splat(0.0f);
-      const vf skip = k->D ? load(k->D + at->first + i, m) : splat(0.0f);
-      const vf u = load_as(k->half, k->x.p, x + i, m), raw = load_as(k->half, k->dt.p, dt + i, m) + bias;
+      const vf raw = load_as(k->half, k->dt.p, dt + i, m) + channels(k->dt_bias, at->first + i, m);
+      s->x[t] = load_as(k->half, k->x.p, x + i, m);
       s->step[t] = softplus(raw, exp_minus_abs(raw));
-      s->input[t] = s->step[t] * u;
-      s->y[t] = skip * u;
       /* What the next strip reads, and the gates of this one; beyond the last token that reads nothing. */
       __builtin_prefetch((const char *)k->x.p + (x + i + STRIP * k->x.row) * size, 0, 2);
       __builtin_prefetch((const char *)k->dt.p + (dt + i + STRIP * k->dt.row) * size, 0, 2);
@@ -234,11 +250,12 @@ static void forward_job(const struct scan_args *k, int64_t job, float *A2, float
     enter_strip(k, &at, t0, steps, strips);
     for (ptrdiff_t i = 0; i < at.width; i += LANES) {
       struct strip *s = strips + i / LANES;
+      const vf skip = channels(k->D, at.first + i, at.width - i);
       for (ptrdiff_t n = 0, count; n < N; n += count) {
         const struct run r = {
-            .steps = steps, .B_row = k->B.row, .C_row = k->C.row, .step = s->step, .input = s->input, .y = s->y,
-            .B = row_of(&k->B, b, t0) + n, .C = row_of(&k->C, b, t0) + n,
-            .A2 = A2 + n * GROUP + i, .h = h + n * GROUP + i,
+            .steps = steps, .B_row = k->B.row, .C_row = k->C.row, .first = n == 0, .skip = skip,
+            .step = s->step, .x = s->x, .y = s->y, .B = row_of(&k->B, b, t0) + n,
+            .C = row_of(&k->C, b, t0) + n, .A2 = A2 + n * GROUP + i, .h = h + n * GROUP + i,
         };
         count = together(N - n);
         advance((int)count, 0, &r);
@@ -251,15 +268,15 @@ static void forward_job(const struct scan_args *k, int64_t job, float *A2, float
 
 struct reverse_scratch {
   float *A2, *h, *g, *gA, *gD, *gbias;
-  vf *strips, *a_kept, *h_kept, *B_sum, *C_sum;
+  vf *strips, *a_kept, *h_kept;
 };
 
 /* One block over a chunk: what enters the reverse sweep, and what it gathers for the gradients that leave. */
 struct reverse_strip {
-  vf *x, *step, *slope, *input, *y, *gy, *into_gz, *into_B, *into_A;
+  vf *x, *step, *slope, *y, *gy, *into_gz, *into_B, *into_A;
 };
 
-#define STRIP_FIELDS 9
+#define STRIP_FIELDS 8
 /* Neighbouring arrays of chunks lie one vector further apart than they are long: at equal distances of a power of two
  * the vectors of one token would all compete for the same few places of a cache. */
 #define STRIP_LENGTH(chunk) ((chunk) + 1)
@@ -267,8 +284,7 @@ struct reverse_strip {
 static struct reverse_strip strip_of(const struct scan_args *k, const struct reverse_scratch *w, ptrdiff_t i) {
   const ptrdiff_t T = STRIP_LENGTH(k->chunk);
   vf *v = w->strips + i / LANES * STRIP_FIELDS * T;
-  return (struct reverse_strip){v,         v + T,     v + 2 * T, v + 3 * T, v + 4 * T,
-                                v + 5 * T, v + 6 * T, v + 7 * T, v + 8 * T};
+  return (struct reverse_strip){v, v + T, v + 2 * T, v + 3 * T, v + 4 * T, v + 5 * T, v + 6 * T, v + 7 * T};
 }
 
 /* Rows are read and written whole, as in the forward pass, and exponentials made once. */
@@ -281,21 +297,17 @@ static void enter_chunk(const struct scan_args *k, const struct place *at, ptrdi
     for (ptrdiff_t i = 0; i < at->width; i += LANES) {
       const struct reverse_strip s = strip_of(k, w, i);
       const ptrdiff_t m = at->width - i;
-      const vf bias = k->dt_bias ? load(k->dt_bias + first + i, m) : splat(0.0f);
-      const vf skip = k->D ? load(k->D + first + i, m) : splat(0.0f);
-      const vf raw = load_as(k->half, k->dt.p, dt + i, m) + bias, e = exp_minus_abs(raw);
+      const vf raw = load_as(k->half, k->dt.p, dt + i, m) + channels(k->dt_bias, first + i, m);
+      const vf e = exp_minus_abs(raw);
       s.x[t] = load_as(k->half, k->x.p, x + i, m);
       s.step[t] = softplus(raw, e);
       s.slope[t] = logistic(raw, e);
-      s.input[t] = s.step[t] * s.x[t];
-      s.y[t] = skip * s.x[t];
       s.gy[t] = k->gy.p ? load_as(k->half, k->gy.p, gy + i, m) : splat(0.0f);
       if (k->z.p) {
         const vf gate = load_as(k->half, k->z.p, z + i, m), open = logistic(gate, exp_minus_abs(gate));
         s.into_gz[t] = s.gy[t] * open * (1.0f + gate * (1.0f - open));
         s.gy[t] *= gate * open;
       }
-      s.into_B[t] = s.into_A[t] = splat(0.0f);
     }
   }
 }
@@ -307,7 +319,7 @@ static void leave_chunk(const struct scan_args *k, const struct place *at, ptrdi
     for (ptrdiff_t i = 0; i < at->width; i += LANES) {
       const struct reverse_strip s = strip_of(k, w, i);
       const ptrdiff_t m = at->width - i;
-      const vf skip = k->D ? load(k->D + at->first + i, m) : splat(0.0f);
+      const vf skip = channels(k->D, at->first + i, m);
       const vf gdt = (s.x[t] * s.into_B[t] + LN2 * s.into_A[t]) * s.slope[t];
       store_as(k->half, k->gx, row + i, s.step[t] * s.into_B[t] + skip * s.gy[t], m);
       store_as(k->half, k->gdt, row + i, gdt, m);
@@ -318,23 +330,21 @@ static void leave_chunk(const struct scan_args *k, const struct place *at, ptrdi
   }
 }
 
-/* The sweep of one block over one chunk, except the lane sums of dB and dC. */
-static void reverse_block(const struct scan_args *k, const struct place *at, ptrdiff_t j, ptrdiff_t i,
-                          const struct reverse_scratch *w) {
-  const ptrdiff_t N = k->n_states, D = k->n_channels, b = at->b, c = at->first + i, m = at->width - i;
-  const ptrdiff_t t0 = j * k->chunk, steps = at_most(k->chunk, k->n_tokens - t0);
+/* The sweeps of one block over one chunk, from states in h. */
+static void reverse_block(const struct scan_args *k, const struct place *at, ptrdiff_t t0, ptrdiff_t steps,
+                          ptrdiff_t i, const struct reverse_scratch *w) {
+  const ptrdiff_t N = k->n_states, b = at->b, c = at->first + i, m = at->width - i;
+  const ptrdiff_t out = sums_of(k, at, t0);
   const struct reverse_strip s = strip_of(k, w, i);
-  for (ptrdiff_t n = 0; n < N; n++)
-    store(w->h + n * GROUP + i, load(k->starts + ((b * at->n_chunks + j) * N + n) * D + c, m), LANES);
   for (ptrdiff_t n = 0, count; n < N; n += count) {
     const struct run r = {
-        .steps = steps, .B_row = k->B.row, .C_row = k->C.row, .step = s.step, .input = s.input, .y = s.y,
-        .B = row_of(&k->B, b, t0) + n, .C = row_of(&k->C, b, t0) + n,
+        .steps = steps, .B_row = k->B.row, .C_row = k->C.row, .first = n == 0, .skip = channels(k->D, c, m),
+        .step = s.step, .x = s.x, .y = s.y, .B = row_of(&k->B, b, t0) + n, .C = row_of(&k->C, b, t0) + n,
         .A2 = w->A2 + n * GROUP + i, .h = w->h + n * GROUP + i, .a_kept = w->a_kept, .h_kept = w->h_kept,
     };
     const struct reverse_run q = {
         .N = N, .gy = s.gy, .g = w->g + n * GROUP + i, .gA = w->gA + n * GROUP + i,
-        .into_B = s.into_B, .into_A = s.into_A, .B_sum = w->B_sum + n, .C_sum = w->C_sum + n,
+        .into_B = s.into_B, .into_A = s.into_A, .gB = k->gB + out + n, .gC = k->gC + out + n,
     };
     count = together(N - n);
     advance((int)count, 1, &r);
@@ -344,7 +354,7 @@ static void reverse_block(const struct scan_args *k, const struct place *at, ptr
 
 static void backward_job(const struct scan_args *k, int64_t job, const struct reverse_scratch *w) {
   const struct place at = place_of(k, job);
-  const ptrdiff_t N = k->n_states, D = k->n_channels, b = at.b, n_groups = (D + GROUP - 1) / GROUP;
+  const ptrdiff_t N = k->n_states, D = k->n_channels, b = at.b;
   const size_t states = sizeof(float) * N * GROUP;
   to_lanes(w->A2, k->A + at.first * N, at.width, N, LOG2E);
   memset(w->gA, 0, states);
@@ -356,21 +366,13 @@ static void backward_job(const struct scan_args *k, int64_t job, const struct re
     memset(w->g, 0, states);
   for (ptrdiff_t j = at.n_chunks - 1; j >= 0; j--) {
     const ptrdiff_t t0 = j * k->chunk, steps = at_most(k->chunk, k->n_tokens - t0);
-    memset(w->B_sum, 0, sizeof(vf) * steps * N);
-    memset(w->C_sum, 0, sizeof(vf) * steps * N);
+    memset(k->gB + sums_of(k, &at, t0), 0, sizeof(float) * steps * N);
+    memset(k->gC + sums_of(k, &at, t0), 0, sizeof(float) * steps * N);
+    for (ptrdiff_t n = 0; n < N; n++)
+      memcpy(w->h + n * GROUP, k->starts + ((b * at.n_chunks + j) * N + n) * D + at.first, sizeof(float) * at.width);
     enter_chunk(k, &at, t0, steps, w);
-    for (ptrdiff_t i = 0; i < at.width; i += LANES) reverse_block(k, &at, j, i, w);
+    for (ptrdiff_t i = 0; i < at.width; i += LANES) reverse_block(k, &at, t0, steps, i, w);
     leave_chunk(k, &at, t0, steps, w);
-    const ptrdiff_t out = ((b * n_groups + at.group) * k->n_tokens + t0) * N;
-    ptrdiff_t e = 0;
-    for (; e + LANES <= steps * N; e += LANES) {
-      store_totals(k->gB + out + e, w->B_sum + e);
-      store_totals(k->gC + out + e, w->C_sum + e);
-    }
-    for (; e < steps * N; e++) {
-      k->gB[out + e] = total(w->B_sum[e]);
-      k->gC[out + e] = total(w->C_sum[e]);
-    }
   }
   from_lanes(k->gA + (b * D + at.first) * N, w->gA, at.width, N);
   from_lanes(k->gh0 + (b * D + at.first) * N, w->g, at.width, N);
@@ -392,9 +394,9 @@ int64_t archbench_scan_forward(const struct scan_args *k, int64_t first, int64_t
 }
 
 int64_t archbench_scan_backward(const struct scan_args *k, int64_t first, int64_t last) {
-  const size_t states = (size_t)k->n_states * GROUP, T = k->chunk, N = k->n_states;
+  const size_t states = (size_t)k->n_states * GROUP, T = k->chunk;
   const size_t n_floats = 4 * states + 2 * GROUP, n_strips = STRIP_FIELDS * STRIP_LENGTH(T) * (GROUP / LANES);
-  const size_t n_vectors = n_strips + (2 * T + 1) * STATES + 2 * T * N + 2 * STATES;
+  const size_t n_vectors = n_strips + 2 * (T + 1) * STATES;
   float *room = scratch(sizeof(float) * n_floats + sizeof(vf) * n_vectors);
   if (!room) return 1;
   vf *v = (vf *)(room + n_floats) + n_strips;
@@ -406,10 +408,8 @@ int64_t archbench_scan_backward(const struct scan_args *k, int64_t first, int64_
       .gD = room + 4 * states,
       .gbias = room + 4 * states + GROUP,
       .strips = (vf *)(room + n_floats),
-      .a_kept = v, /* further apart than they are long, as above: each of the four begins a token's states later */
-      .h_kept = v + T * STATES + STATES,
-      .B_sum = v + 2 * (T + 1) * STATES,
-      .C_sum = v + 2 * (T + 1) * STATES + T * N + STATES,
+      .a_kept = v,
+      .h_kept = v + T * STATES + STATES, /* further apart than the first is long, as above */
   };
   const uint64_t mode = denormals_off();
   for (int64_t job = first; job < last; job++) backward_job(k, job, &w);
