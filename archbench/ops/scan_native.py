@@ -17,7 +17,7 @@ from torch import Tensor
 
 from archbench.ops import native
 
-CHUNK = 32
+CHUNK = 64
 
 
 class Rows(ctypes.Structure):
@@ -130,8 +130,7 @@ def backward(
         gx,
         gdt,
         gA.sum(0),
-        gB.sum(1),
-        gC.sum(1),
+        *(each.sum(1) if n_groups > 1 else each[:, 0] for each in (gB, gC)),
         gD.sum(0) if D is not None else None,
         gz,
         gbias.sum(0) if dt_bias is not None else None,
