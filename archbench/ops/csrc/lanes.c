@@ -185,6 +185,16 @@ INLINE vf totals(const vf *v) {
   return s[0];
 }
 
+/* Adds the totals of `count` vectors to as many numbers; `v` has zeros up to a multiple of LANES. Where sums over lanes
+ * are wanted for each token and state, this once a token keeps out of the nearest cache what whole vectors would fill. */
+INLINE void add_totals(float *to, const vf *v, const int count) {
+  UNROLL
+  for (int i = 0; i < count; i += LANES) {
+    const ptrdiff_t m = at_most(LANES, count - i);
+    store(to + i, load(to + i, m) + totals(v + i), m);
+  }
+}
+
 /* 2^x for x <= 127. Exactly 0 from x = -126 down, so that a strong decay forgets and leaves no denormal. NaN, as
  * arithmetic makes it, stays NaN.
  * Adding 1.5 * 2^23 rounds to the nearest integer and leaves that integer in the low bits, which move to the exponent;

@@ -140,13 +140,8 @@ INLINE void retreat_n(const int count, const struct run *r, const struct reverse
       into_A += w * A[i];
       gA[i] += step * w;
     }
-    UNROLL
-    for (int i = 0; i < count; i += LANES) { /* at once: kept lane by lane they would fill the nearest cache */
-      const ptrdiff_t m = at_most(LANES, count - i);
-      float *gB = q->gB + t * q->N + i, *gC = q->gC + t * q->N + i;
-      store(gC, load(gC, m) + totals(of_C + i), m);
-      store(gB, load(gB, m) + totals(of_B + i), m);
-    }
+    add_totals(q->gC + t * q->N, of_C, count);
+    add_totals(q->gB + t * q->N, of_B, count);
     q->into_B[t] = into_B;
     q->into_A[t] = into_A;
   }

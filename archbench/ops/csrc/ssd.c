@@ -123,11 +123,11 @@ INLINE void advance(int count, const int keep, const struct run *r) {
 }
 
 struct reverse_run {
-  ptrdiff_t N;
+  ptrdiff_t N;                 /* rows of gB and gC lie so far apart */
   const vf *gy;                /* [t] */
   float *g;                    /* [n][h_row]: decay * dL/dh of the token after */
   vf *into_B, *into_decay;     /* [t]: sums over states of g B, and of g a h_before */
-  vf *B_sum, *C_sum;           /* [t][N]: lane sums of dB and dC */
+  float *gB, *gC;              /* [t][i]: dB and dC, summed over the lanes of each block */
 };
 
 INLINE void retreat_n(const int count, const struct run *r, const struct reverse_run *q) {
@@ -137,18 +137,20 @@ INLINE void retreat_n(const int count, const struct run *r, const struct reverse
   for (ptrdiff_t t = r->steps - 1; t >= 0; t--) {
     const float *B = r->B + t * r->B_row, *C = r->C + t * r->C_row;
     const vf *h = r->h_kept + t * count;
-    vf *B_sum = q->B_sum + t * q->N, *C_sum = q->C_sum + t * q->N;
     const vf a = splat(r->decay[t]), input = r->input[t], gy = q->gy[t];
     vf into_B = q->into_B[t], into_decay = q->into_decay[t];
+    vf of_B[STATES] = {{0}}, of_C[STATES] = {{0}};
     UNROLL
     for (int i = 0; i < count; i++) {
       const vf gh = g[i] + gy * C[i];
-      C_sum[i] += gy * h[count + i];
-      B_sum[i] += gh * input;
+      of_C[i] = gy * h[count + i];
+      of_B[i] = gh * input;
       into_B += gh * B[i];
       g[i] = gh * a;
       into_decay += g[i] * h[i];
     }
+    add_totals(q->gC + t * q->N, of_C, count);
+    add_totals(q->gB + t * q->N, of_B, count);
     q->into_B[t] = into_B;
     q->into_decay[t] = into_decay;
   }
@@ -216,16 +218,23 @@ static void forward_job(const struct ssd_args *k, int64_t job, float *h, float *
   }
 }
 
+/* Where the job's sums over channels for token t lie in gB and gC. */
+static ptrdiff_t sums_of(const struct ssd_args *k, const struct place *at, ptrdiff_t t) {
+  const ptrdiff_t jobs_of_row = jobs_per_group(k) * k->n_groups;
+  return ((at->b * jobs_of_row + at->of_row) * k->n_tokens + t) * k->n_states;
+}
+
 struct reverse_scratch {
   float *h, *g, *decay, *gA, *gD;  /* h of one head, g of every head of the job; gA and gD of every head */
-  vf *input, *y, *gy, *into_B, *into_decay, *of_step, *h_kept, *B_sum, *C_sum;
+  vf *input, *y, *gy, *into_B, *into_decay, *of_step, *h_kept;
 };
 
-/* Gradients of one head over one chunk, except the lane sums of dB and dC. */
+/* Gradients of one head over one chunk; what its channels give to dB and dC is added there. */
 static void reverse_head(const struct ssd_args *k, const struct place *at, ptrdiff_t j, ptrdiff_t of_job,
                          const struct reverse_scratch *w) {
   const ptrdiff_t N = k->n_states, P = k->width, H = k->n_heads, row = padded(k), b = at->b, head = at->first + of_job;
   const ptrdiff_t t0 = j * k->chunk, steps = at_most(k->chunk, k->n_tokens - t0);
+  const ptrdiff_t sums = sums_of(k, at, t0);
   const float skip = k->D ? k->D[head] : 0.0f;
   vf gD = splat(0.0f);
   enter_head(k, b, t0, steps, head, w->decay);
@@ -248,7 +257,7 @@ static void reverse_head(const struct ssd_args *k, const struct place *at, ptrdi
       };
       const struct reverse_run q = {
           .N = N, .gy = w->gy, .g = w->g + (of_job * N + n) * row + i, .into_B = w->into_B,
-          .into_decay = w->into_decay, .B_sum = w->B_sum + n, .C_sum = w->C_sum + n,
+          .into_decay = w->into_decay, .gB = k->gB + sums + n, .gC = k->gC + sums + n,
       };
       count = together(N - n);
       advance((int)count, 1, &r);
@@ -275,7 +284,6 @@ static void reverse_head(const struct ssd_args *k, const struct place *at, ptrdi
 static void backward_job(const struct ssd_args *k, int64_t job, const struct reverse_scratch *w) {
   const struct place at = place_of(k, job);
   const ptrdiff_t N = k->n_states, P = k->width, H = k->n_heads, row = padded(k), b = at.b;
-  const ptrdiff_t jobs_of_row = jobs_per_group(k) * k->n_groups;
   memset(w->g, 0, sizeof(float) * at.heads * N * row);
   memset(w->gA, 0, sizeof(float) * at.heads);
   memset(w->gD, 0, sizeof(float) * at.heads);
@@ -284,14 +292,9 @@ static void backward_job(const struct ssd_args *k, int64_t job, const struct rev
       to_lanes(w->g + i * N * row, k->gh + (b * H + at.first + i) * P * N, P, N, row);
   for (ptrdiff_t j = at.n_chunks - 1; j >= 0; j--) {
     const ptrdiff_t t0 = j * k->chunk, steps = at_most(k->chunk, k->n_tokens - t0);
-    memset(w->B_sum, 0, sizeof(vf) * steps * N);
-    memset(w->C_sum, 0, sizeof(vf) * steps * N);
+    memset(k->gB + sums_of(k, &at, t0), 0, sizeof(float) * steps * N);
+    memset(k->gC + sums_of(k, &at, t0), 0, sizeof(float) * steps * N);
     for (ptrdiff_t i = 0; i < at.heads; i++) reverse_head(k, &at, j, i, w);
-    const ptrdiff_t out = ((b * jobs_of_row + at.of_row) * k->n_tokens + t0) * N;
-    for (ptrdiff_t e = 0; e < steps * N; e++) {
-      k->gB[out + e] = total(w->B_sum[e]);
-      k->gC[out + e] = total(w->C_sum[e]);
-    }
   }
   for (ptrdiff_t i = 0; i < at.heads; i++) {
     from_lanes(k->gh0 + (b * H + at.first + i) * P * N, w->g + i * N * row, P, N, row);
@@ -315,8 +318,8 @@ int64_t archbench_ssd_forward(const struct ssd_args *k, int64_t first, int64_t l
 }
 
 int64_t archbench_ssd_backward(const struct ssd_args *k, int64_t first, int64_t last) {
-  const size_t T = k->chunk, N = k->n_states, states = N * padded(k), heads = heads_per_job(k);
-  const size_t n_vectors = 6 * T + (T + 1) * STATES + 2 * T * N;
+  const size_t T = k->chunk, states = (size_t)k->n_states * padded(k), heads = heads_per_job(k);
+  const size_t n_vectors = 6 * T + (T + 1) * STATES;
   const size_t n_floats = T + LANES + states * (1 + heads) + 2 * heads;
   vf *v = scratch(sizeof(vf) * n_vectors + sizeof(float) * n_floats);
   if (!v) return 1;
@@ -329,8 +332,6 @@ int64_t archbench_ssd_backward(const struct ssd_args *k, int64_t first, int64_t 
       .into_decay = v + 4 * T,
       .of_step = v + 5 * T,
       .h_kept = v + 6 * T,
-      .B_sum = v + 6 * T + (T + 1) * STATES,
-      .C_sum = v + 6 * T + (T + 1) * STATES + T * N,
       .decay = f,
       .h = f + T + LANES,
       .g = f + T + LANES + states,
