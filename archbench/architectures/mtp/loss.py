@@ -46,17 +46,17 @@ class Head(NamedTuple):
     def loss_and_gradient(self, logits: Float[Tensor, "b t v"]) -> tuple[Float[Tensor, ""], Float[Tensor, "b t v"]]:
         """`loss` of these logits, and the gradient of `weight` times it: share (softmax - target), made in the place
         of the softmax. Autograd would hold three tensors of that size at once."""
-        wide, targets = _wide(logits.detach().flatten(0, 1)), self.targets.flatten()
-        counted = targets.ge(0).to(wide.dtype)
+        rows, targets = logits.detach().flatten(0, 1), self.targets.flatten()
+        chances = _wide(rows).softmax(dim=-1)
+        counted = targets.ge(0).to(chances.dtype)
         if self.counts is None:
             share = counted / counted.sum()
         else:
-            share = (counted * self.counts.flatten() / self.counts.sum().clamp(min=1e-9)).to(wide.dtype)
+            share = (counted * self.counts.flatten() / self.counts.sum().clamp(min=1e-9)).to(chances.dtype)
         places = targets.clamp(min=0)[:, None]
-        chances = wide.softmax(dim=-1)
         # The likeliest token has a chance of 1/v or more, so that its logarithm tells the denominator's.
-        denominators = wide.amax(dim=-1) - chances.amax(dim=-1).log()
-        loss = ((denominators - wide.gather(1, places)[:, 0]) * share).sum()
+        denominators = _wide(rows.amax(dim=-1)) - chances.amax(dim=-1).log()
+        loss = ((denominators - _wide(rows.gather(1, places)[:, 0])) * share).sum()
         share = (share * self.weight)[:, None]
         gradient = chances.mul_(share).scatter_add_(1, places, -share)
         return loss, gradient.view(logits.shape).to(logits.dtype)
@@ -111,8 +111,12 @@ class _HeadByHead(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor, _of_losses: Tensor) -> tuple[Tensor | None, ...]:
-        scaled = (None if gradient is None else gradient * grad for gradient in ctx.gradients)
-        return None, None, *scaled
+        gradients, ctx.gradients = ctx.gradients, None  # held here as well, each would be copied to become a `.grad`
+        if gradients is None:
+            raise RuntimeError("the loss of several heads hands its gradients out once; it was differentiated before")
+        if not (grad.is_cpu and grad.item() == 1.0):  # what `backward()` of a loss begins with; no device need be asked
+            gradients = [gradient if gradient is None else gradient.mul_(grad) for gradient in gradients]
+        return None, None, *gradients
 
 
 def _without_autocast(device: torch.device) -> contextlib.AbstractContextManager[Any]:
