@@ -273,6 +273,17 @@ def test_m05_ignored_targets_and_frozen_streams() -> None:
         torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-15)
 
 
+def test_m05_gradients_are_handed_out_without_a_copy_and_once() -> None:
+    weight = nn.Parameter(torch.randn(V, 4, generator=Generator().manual_seed(0)))
+    heads = [Head(0, lambda x: nn.functional.linear(x, weight), text(2, 6), w) for w in (1.0, 0.5)]
+    value, _ = weighted_sum(heads, [torch.ones(2, 6, 4)], [weight], naive=False)
+    place = value.grad_fn.gradients[1].data_ptr()  # type: ignore[union-attr]
+    value.backward(retain_graph=True)
+    assert weight.grad is not None and weight.grad.data_ptr() == place
+    with pytest.raises(RuntimeError, match="hands its gradients out once"):
+        value.backward()
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_m05_under_bf16_autocast_both_agree_within_its_rounding(kind: str) -> None:
     gradients = []

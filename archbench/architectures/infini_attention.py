@@ -32,7 +32,6 @@ key-value heads, m queries that share a key-value head, e head width, w = e + 1.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from typing import Any, ClassVar, Literal, NamedTuple
@@ -45,6 +44,7 @@ from torch import Generator, Tensor, nn
 from archbench.architectures import transformer
 from archbench.errors import ConfigError
 from archbench.model import Architecture, Conversion, FlopFormulas, ParameterGroup, Phase, Traits
+from archbench.ops.precision import without_autocast
 from archbench.segments import (
     Angles,
     SegmentAttention,
@@ -271,7 +271,8 @@ class InfiniAttention(SegmentAttention):
         local, cache = self.attend(rows, state.cache, angles)
         g = self._weight_of_memory(rows.shape[0], state.n_finished, state.memory.shape[0])
         g = g.detach() + 0 * g if alone else g  # a gradient of zero, not none
-        with _without_autocast(rows):
+        # Sums over millions of tokens are kept in fp32: in bf16 the norm stops growing after some hundred segments.
+        with without_autocast(rows):
             recalled, state = self._recall(rows, state, repeats)
         return blended(local, recalled, g), state._replace(cache=cache)
 
@@ -296,7 +297,7 @@ class InfiniAttention(SegmentAttention):
         heads = self.rows(stretch)
         queries, _, _ = self.parts(heads)
         local, _ = self.attend(heads, self.empty_segment(b), angles)
-        with _without_autocast(x):
+        with without_autocast(x):
             keys = features(k)
             if repeats is not None:
                 keys = keys * repeats[:, None, :-n, None]
@@ -386,12 +387,6 @@ class InfiniAttention(SegmentAttention):
             if detached and not unread:
                 total += self.write_flops(0, corrected)
         return total
-
-
-def _without_autocast(x: Tensor) -> AbstractContextManager[Any]:
-    """Sums over millions of tokens are kept in fp32: in bf16 the norm stops growing after some hundred segments."""
-    on = x.device.type != "meta" and torch.is_autocast_enabled(x.device.type)
-    return torch.autocast(x.device.type, enabled=False) if on else nullcontext()
 
 
 class Infini(SegmentModel):

@@ -29,10 +29,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cache
-from typing import Any, ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -43,6 +42,7 @@ from archbench.errors import ConfigError
 from archbench.layers import rotary_angles, rotate
 from archbench.model import Architecture, FlopFormulas, ParameterGroup, Phase, Traits
 from archbench.ops.attention import causal_attention
+from archbench.ops.precision import without_autocast
 from archbench.segments import (
     Angles,
     SegmentAttention,
@@ -198,7 +198,7 @@ class KnnAttention(SegmentAttention):
             cache = cache.append(k, v)
             k, v = cache.valid()
         local = self._attend(q, k, v.to(rows.dtype), rotary=angles is not None)
-        with _without_autocast(rows):
+        with without_autocast(rows):  # the same tokens are found whatever autocast says
             recalled, kept = self._recall_whole(q, k, v, kept) if whole else (self._recall(q, kept), kept)
         if cache.filled == self.segment:
             kept = kept.followed_by(*self._as_written(k, v)).newest(self.capacity)
@@ -259,12 +259,6 @@ class KnnAttention(SegmentAttention):
         for first in range(start - start % self.segment, stop, self.segment):
             length = min(stop, first + self.segment) - max(start, first)
             yield length, min(self.capacity, first)
-
-
-def _without_autocast(x: Tensor) -> AbstractContextManager[Any]:
-    """The search is done in fp32, so that the same tokens are found whatever autocast says."""
-    on = x.device.type != "meta" and torch.is_autocast_enabled(x.device.type)
-    return torch.autocast(x.device.type, enabled=False) if on else nullcontext()
 
 
 class MemorizingTransformer(SegmentModel):

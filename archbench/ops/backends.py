@@ -109,6 +109,11 @@ def pick(op: str, device: torch.device, dtype: torch.dtype, requested: str = "au
     return "lean"
 
 
+def only_reference() -> bool:
+    """Whether the environment asks for the equations as they stand, also of what has no levels of its own."""
+    return os.environ.get(VARIABLE) == "reference"
+
+
 def note(op: str, level: str) -> None:
     """Remember that `op` ran at `level`."""
     _used.setdefault(op, set()).add(level)

@@ -19,7 +19,6 @@ Source: Gu & Dao 2023 (arXiv 2312.00752), sections 2 and 3.3.
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from types import ModuleType
 from typing import Any
 
@@ -30,6 +29,7 @@ from torch import Tensor
 
 from archbench.ops import backends, packed, scan_chunked, scan_cuda, scan_native, scan_reference
 from archbench.ops.eager import eager, eager_with_gradient
+from archbench.ops.precision import without_autocast
 
 _LEVELS: dict[str, ModuleType] = {
     "reference": scan_reference,
@@ -176,11 +176,6 @@ def _computed_in(x: Tensor) -> torch.dtype:
     return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
-def _without_autocast(x: Tensor) -> AbstractContextManager[Any]:
-    on = x.device.type != "meta" and torch.is_autocast_enabled(x.device.type)
-    return torch.autocast(x.device.type, enabled=False) if on else nullcontext()
-
-
 def _converted(dtype: torch.dtype, *tensors: Tensor | None) -> list[Tensor | None]:
     return [None if tensor is None else tensor.to(dtype) for tensor in tensors]
 
@@ -208,7 +203,7 @@ def _forward(
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """y, the last state, and the states that this level's backward pass needs (with `keep`)."""
-    with _without_autocast(x):
+    with without_autocast(x):
         inputs = _taken(backend, x, dt, A, B, C, D, z, dt_bias, h0)
         y, h_last, starts = _LEVELS[backend].forward(*inputs, keep)
     return y.to(x.dtype), h_last, starts
@@ -248,7 +243,7 @@ def _backward(
 ) -> list[Tensor]:
     """Gradients of the nine tensors, empty where an input is None."""
     given = (x, dt, A, B, C, D, z, dt_bias, h0)
-    with _without_autocast(x):
+    with without_autocast(x):
         inputs = _taken(backend, *given)
         incoming = *_converted(inputs[0].dtype, gy), *_converted(_computed_in(x), gh)
         gradients = _LEVELS[backend].backward(*incoming, *inputs, starts)

@@ -19,7 +19,6 @@ Letters: b batch, t time, h heads, p head width, g groups of heads that share B 
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from types import ModuleType
 from typing import Any
 
@@ -29,6 +28,7 @@ from torch import Tensor
 
 from archbench.ops import backends, packed, ssd_chunked, ssd_cuda, ssd_native, ssd_reference
 from archbench.ops.eager import eager, eager_with_gradient
+from archbench.ops.precision import without_autocast
 
 _LEVELS: dict[str, ModuleType] = {
     "reference": ssd_reference,
@@ -146,11 +146,6 @@ def _computed_in(x: Tensor) -> torch.dtype:
     return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
-def _without_autocast(x: Tensor) -> AbstractContextManager[Any]:
-    on = x.device.type != "meta" and torch.is_autocast_enabled(x.device.type)
-    return torch.autocast(x.device.type, enabled=False) if on else nullcontext()
-
-
 def _converted(dtype: torch.dtype, *tensors: Tensor | None) -> list[Tensor | None]:
     return [None if tensor is None else tensor.to(dtype) for tensor in tensors]
 
@@ -167,7 +162,7 @@ def _forward(
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """y, the last state, and the states that this level's backward pass needs (with `keep`)."""
-    with _without_autocast(x):
+    with without_autocast(x):
         inputs = _converted(_computed_in(x), x, step, A, B, C, D, h0)
         y, h_last, starts = _LEVELS[backend].forward(*inputs, keep)
     return y.to(x.dtype), h_last, starts
@@ -206,7 +201,7 @@ def _backward(
 ) -> list[Tensor]:
     """Gradients of the seven tensors, empty where an input is None."""
     given = (x, step, A, B, C, D, h0)
-    with _without_autocast(x):
+    with without_autocast(x):
         inputs = _converted(_computed_in(x), gy, gh, *given)
         gradients = _LEVELS[backend].backward(*inputs, starts)
     return [

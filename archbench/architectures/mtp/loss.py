@@ -14,7 +14,6 @@ Letters: b batch, t positions, d width, v vocabulary, n heads.
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -23,6 +22,8 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+
+from archbench.ops.precision import without_autocast
 
 
 class Head(NamedTuple):
@@ -94,7 +95,7 @@ class _HeadByHead(torch.autograd.Function):
         for head in heads:
             with torch.enable_grad():
                 logits = head.logits(leaves[head.stream])
-            with _without_autocast(logits.device):
+            with without_autocast(logits):  # autocast is for forward passes; a backward pass repeats their types
                 loss, of_logits = head.loss_and_gradient(logits)
                 found = torch.autograd.grad(logits, [sources[i] for i in wanted], of_logits, allow_unused=True)
             for i, gradient in zip(wanted, found, strict=True):
@@ -117,10 +118,3 @@ class _HeadByHead(torch.autograd.Function):
         if not (grad.is_cpu and grad.item() == 1.0):  # what `backward()` of a loss begins with; no device need be asked
             gradients = [gradient if gradient is None else gradient.mul_(grad) for gradient in gradients]
         return None, None, *gradients
-
-
-def _without_autocast(device: torch.device) -> contextlib.AbstractContextManager[Any]:
-    """Autocast is for forward passes; a backward pass repeats the types it finds."""
-    if torch.amp.autocast_mode.is_autocast_available(device.type):
-        return torch.autocast(device.type, enabled=False)
-    return contextlib.nullcontext()

@@ -41,8 +41,8 @@ BESIDE_PRODUCTS = (
     "scan and convolution take a third of a step, beside products that are no cheaper than a Transformer's"
 )
 SCAN = (
-    "two fifths of a step are the scan, whose fp32 multiplications come nearly as fast as the processor can; the "
-    "Transformer's time is in products, which bf16 makes cheaper"
+    "two fifths of a step are scan and convolution, computed in fp32; the Transformer's time is in products, which "
+    "bf16 makes cheaper"
 )
 
 
