@@ -6,7 +6,7 @@
 
 The forward pass is the same at every level. Where a gradient may follow, all levels but `reference` remember x and s
 and take six passes over memory for both gradients; autograd takes fifteen and remembers three tensors of x's size.
-Half of a norm's time in training goes with that, 3 to 5 % of a small model's step.
+That is 1 to 3 % of a small model's training step.
 
 Source: Zhang & Sennrich 2019, eq. 4; the gradient follows.
 """
