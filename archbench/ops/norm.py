@@ -49,14 +49,14 @@ class _RMSNorm(torch.autograd.Function):
         return (wide * scale).mul_(weight).to(x.dtype)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor | None, None]:
         if torch.is_grad_enabled():  # `create_graph`: what follows writes over what a second gradient would need
             raise RuntimeError("a norm's gradient has none itself, except at ARCHBENCH_BACKEND=reference")
         x, scale, weight = ctx.saved_tensors
         wide, grad, scale = x.float().reshape(-1, x.shape[-1]), grad.float().reshape(-1, x.shape[-1]), scale.flatten()
         with without_autocast(x):
             products = grad * wide
-            of_weight = torch.mv(products.t(), scale)
+            of_weight = torch.mv(products.t(), scale) if ctx.needs_input_grad[1] else None
             along = torch.mv(products, weight) * scale.pow(3) / -x.shape[-1]
             of_x = torch.mul(grad, weight, out=products).mul_(scale[:, None]).addcmul_(wide, along[:, None])
         return of_x.view(x.shape).to(x.dtype), of_weight, None

@@ -4,12 +4,12 @@
  *   h[n]  = exp(step A[n]) h[n] + step x B[n]
  *   y     = (sum_n C[n] h[n] + D x) silu(z)
  *
- * One job is one batch row and one group of channels, all groups of one size, GROUP at most. Inside a job the outer loop runs over tokens and the inner one
- * over blocks of LANES channels; inside a block, STATES state indices at a time keep their h in registers. The forward
- * pass goes by strips of STRIP tokens, whose rows it reads and writes whole (walking down a block's column instead takes
- * one cache line of each row, which no prefetcher foresees), and keeps h at the chunk starts only ("starts"). The
- * backward pass rebuilds one chunk of one block in scratch and sweeps it in reverse. Nothing of size tokens x channels x
- * states exists.
+ * One job is one batch row and one group of channels, all groups of one size, GROUP at most. Inside a job the outer
+ * loop runs over tokens and the inner one over blocks of LANES channels; inside a block, STATES state indices at a time
+ * keep their h in registers. The forward pass goes by strips of STRIP tokens, whose rows it reads and writes whole
+ * (walking down a block's column instead takes one cache line of each row, which no prefetcher foresees), and keeps h
+ * at the chunk starts only ("starts"). The backward pass rebuilds one chunk of one block in scratch and sweeps it in
+ * reverse. Nothing of size tokens x channels x states exists.
  *
  * Jobs never write to the same place and their extent does not depend on the number of threads: sums over channels
  * (dB, dC) and over rows (dA, dD, ddt_bias) leave here as one partial per job, added up by the caller in a fixed order.
@@ -351,14 +351,14 @@ static void backward_job(const struct scan_args *k, int64_t job, const struct re
   const struct place at = place_of(k, job);
   const ptrdiff_t N = k->n_states, D = k->n_channels, b = at.b;
   const size_t states = sizeof(float) * N * GROUP;
-  to_lanes(w->A2, k->A + at.first * N, at.width, N, LOG2E);
+  memset(w->A2, 0, states); /* lanes beyond the last channel take part in sums over lanes: nothing may be left there */
+  memset(w->h, 0, states);
+  memset(w->g, 0, states);
   memset(w->gA, 0, states);
   memset(w->gD, 0, sizeof(float) * GROUP);
   memset(w->gbias, 0, sizeof(float) * GROUP);
-  if (k->gh)
-    to_lanes(w->g, k->gh + (b * D + at.first) * N, at.width, N, 1.0f);
-  else
-    memset(w->g, 0, states);
+  to_lanes(w->A2, k->A + at.first * N, at.width, N, LOG2E);
+  if (k->gh) to_lanes(w->g, k->gh + (b * D + at.first) * N, at.width, N, 1.0f);
   for (ptrdiff_t j = at.n_chunks - 1; j >= 0; j--) {
     const ptrdiff_t t0 = j * k->chunk, steps = at_most(k->chunk, k->n_tokens - t0);
     memset(k->gB + sums_of(k, &at, t0), 0, sizeof(float) * steps * N);
