@@ -185,8 +185,8 @@ INLINE vf totals(const vf *v) {
   return s[0];
 }
 
-/* Adds the totals of `count` vectors to as many numbers; `v` has zeros up to a multiple of LANES. Where sums over lanes
- * are wanted for each token and state, this once a token keeps out of the nearest cache what whole vectors would fill. */
+/* Adds the totals of `count` vectors to as many numbers; `v` has zeros up to a multiple of LANES. For sums that a
+ * backward pass wants of each token and state: kept as whole vectors they would fill the nearest cache. */
 INLINE void add_totals(float *to, const vf *v, const int count) {
   UNROLL
   for (int i = 0; i < count; i += LANES) {
