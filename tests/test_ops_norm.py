@@ -77,6 +77,17 @@ def test_autocast_changes_no_gradient():
     assert all(torch.equal(one, other) for one, other in zip(found, wanted, strict=True))
 
 
+@pytest.mark.parametrize("frozen", [0, 1])
+def test_what_is_frozen_gets_no_gradient(frozen):
+    x, weight, incoming = drawn(6, 12), 1 + drawn(12, seed=1), drawn(6, 12, seed=2)
+    wanted = gradients(ours, x, weight, incoming)
+    leaves = [x, weight]
+    leaves[1 - frozen].requires_grad_()
+    ours(x, weight).backward(incoming)
+    assert leaves[frozen].grad is None
+    assert torch.equal(leaves[1 - frozen].grad, wanted[1 - frozen])
+
+
 def node_of(x, weight):
     return type(ours(x, weight).grad_fn).__name__
 

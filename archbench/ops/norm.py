@@ -25,8 +25,9 @@ from archbench.ops.precision import without_autocast
 
 
 def rms_norm(x: Float[Tensor, "*n d"], weight: Float[Tensor, " d"], eps: float) -> Float[Tensor, "*n d"]:
-    """The norm in the type of x, computed in fp32. Its gradient cannot be differentiated again (RuntimeError), except
-    at level `reference`."""
+    """The norm in the type of x, computed in fp32. Except at level `reference`, its gradient cannot be differentiated
+    again nor batched, it has no forward-mode derivative, and x may not be written over before the backward pass: each
+    of these raises RuntimeError."""
     trained = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
     if trained and weight.dtype is torch.float32 and not (x.is_meta or backends.only_reference() or watched()):
         return _RMSNorm.apply(x, weight, eps)

@@ -19,7 +19,8 @@ from archbench.ops import native
 from archbench.ops.scan_native import Rows
 
 CHUNK = 64
-"""Tokens between kept states; the scratch of a chunk should stay in cache (64 measures alike, 16 a fifth slower)."""
+"""Tokens between kept states; the scratch of a chunk should stay in cache. 32 keeps twice as many states and measures
+6 % slower, 128 alike."""
 
 
 class SsdArguments(ctypes.Structure):

@@ -5,7 +5,8 @@
 Written as a sum, autograd holds the logits of all heads (n V a position) until its backward pass. Head by head, each
 loss is differentiated at once, with respect to the stream that the head reads and the parameters it uses, and its
 logits are freed before the next head's are made; the gradients wait in one autograd node, whose backward pass hands
-them out. Peak memory: O(V + d) a position instead of O(n V + d). The work is the same.
+them out, once (a second one raises RuntimeError). No two streams or parameters may have one tensor for a gradient, as
+of x + p: it would be added to twice. Peak memory: O(V + d) a position instead of O(n V + d). The work is the same.
 
 Source: Gloeckle et al. 2024, section 2 and figure 2.
 

@@ -4,12 +4,12 @@
  *   h[n]  = exp(step A[n]) h[n] + step x B[n]
  *   y     = (sum_n C[n] h[n] + D x) silu(z)
  *
- * One job is one batch row and one group of channels, all groups of one size, GROUP at most. Inside a job the outer
- * loop runs over tokens and the inner one over blocks of LANES channels; inside a block, STATES state indices at a time
- * keep their h in registers. The forward pass goes by strips of STRIP tokens, whose rows it reads and writes whole
- * (walking down a block's column instead takes one cache line of each row, which no prefetcher foresees), and keeps h
- * at the chunk starts only ("starts"). The backward pass rebuilds one chunk of one block in scratch and sweeps it in
- * reverse. Nothing of size tokens x channels x states exists.
+ * One job is one batch row and one group of channels, GROUP at most, all groups as equal as blocks allow. Inside a job
+ * the outer loop runs over tokens and the inner one over blocks of LANES channels; inside a block, STATES state indices
+ * at a time keep their h in registers. The forward pass goes by strips of STRIP tokens, whose rows it reads and writes
+ * whole (walking down a block's column instead takes one cache line of each row, which no prefetcher foresees), and
+ * keeps h at the chunk starts only ("starts"). The backward pass rebuilds one chunk of one block in scratch and sweeps
+ * it in reverse. Nothing of size tokens x channels x states exists.
  *
  * Jobs never write to the same place and their extent does not depend on the number of threads: sums over channels
  * (dB, dC) and over rows (dA, dD, ddt_bias) leave here as one partial per job, added up by the caller in a fixed order.
