@@ -21,7 +21,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from archbench.architectures.calm.parts import full_precision
+from archbench.ops.precision import without_autocast
 
 TINY = 1e-12
 """Squared distances below this count as this, without gradient."""
@@ -31,7 +31,7 @@ def energy_loss(
     samples: Float[Tensor, "p n l"], targets: Float[Tensor, "p m l"], exponent: float = 1.0
 ) -> Float[Tensor, ""]:
     """Mean over positions. Gradients flow to `samples` only; fp32 whatever autocast says. n >= 2."""
-    with full_precision(samples.device):
+    with without_autocast(samples):  # distances are not to be rounded to bf16
         targets = targets.detach().float()
         # Moving both changes no distance, and near the targets less is lost to cancellation.
         centre = targets.mean(dim=1, keepdim=True)

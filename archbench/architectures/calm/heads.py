@@ -26,9 +26,10 @@ from torch import Generator, Tensor, nn
 
 from archbench.architectures.calm.config import CalmConfig
 from archbench.architectures.calm.energy import between, energy_loss, energy_loss_flops
-from archbench.architectures.calm.parts import Affine, full_precision, layer_norm
+from archbench.architectures.calm.parts import Affine, layer_norm
 from archbench.layers import Linear, Stack
 from archbench.model import Loss
+from archbench.ops.precision import without_autocast
 
 
 @dataclass(frozen=True)
@@ -143,7 +144,7 @@ class EnergyHead(Head):
         samples = self.sample(hidden, config.n_samples, Noise(generator))
         targets = posterior_draws(mean, sigma, config.n_targets, generator)
         value = energy_loss(samples, targets, config.energy_exponent)
-        with torch.no_grad(), full_precision(mean.device):
+        with torch.no_grad(), without_autocast(mean):
             pair = posterior_draws(mean, sigma, 2, generator)
             perfect = between(pair, config.energy_exponent)
             context_free = between(

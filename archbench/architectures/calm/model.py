@@ -17,7 +17,6 @@ from archbench.architectures.calm.autoencoder import Autoencoder
 from archbench.architectures.calm.backbone import ContinuousLM
 from archbench.architectures.calm.config import CalmConfig
 from archbench.architectures.calm.heads import Noise
-from archbench.architectures.calm.parts import full_precision
 from archbench.errors import ConfigError, UnsupportedError
 from archbench.generation import aligned
 from archbench.layers import KVCache
@@ -33,6 +32,7 @@ from archbench.model import (
     SequenceModel,
     decay_groups,
 )
+from archbench.ops.precision import without_autocast
 from archbench.sampling import Sampling
 
 MAX_LOGITS = 2**24
@@ -118,7 +118,7 @@ class Calm(SequenceModel, Reconstruction):
     @torch.no_grad()
     def _frozen_codes(self, chunks: Int[Tensor, "b c k"]) -> tuple[Float[Tensor, "b c l"], Float[Tensor, "b c l"]]:
         """Mean and standard deviation as the language model sees them: without gradient, in full precision."""
-        with full_precision(chunks.device):
+        with without_autocast(chunks):
             return self.posterior(chunks.flatten(1))
 
     # Training
