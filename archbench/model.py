@@ -26,10 +26,10 @@ from itertools import chain
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Generator, Tensor, nn
 
+from archbench.ops.cross_entropy import cross_entropy
 from archbench.sampling import Sampling, draw
 from archbench.state import State
 
@@ -314,7 +314,7 @@ class AutoregressiveModel(SequenceModel, Likelihood):
         inputs, targets = batch.tokens[:, :-1], batch.tokens[:, 1:]
         if batch.weights is None:
             hidden, _ = self.hidden(inputs, self.initial_layers(inputs.shape[0]))
-            return Loss(F.cross_entropy(self.logits(hidden).float().flatten(0, 1), targets.flatten()))
+            return Loss(cross_entropy(self.logits(hidden), targets))
         weights = batch.weights[:, 1:]
         n = weights.shape[1] - first_counted(weights)
         repeats = None if batch.repeats is None else batch.repeats[:, :-1]
@@ -368,9 +368,7 @@ def first_counted(weights: Float[Tensor, "b t"]) -> int:
 def answer_loss(logits: Float[Tensor, "b t v"], targets: Int[Tensor, "b t"], weights: Float[Tensor, "b t"]) -> Loss:
     """Weighted mean cross-entropy in nats, and as the part "exact" the share of rows whose counted targets are all the
     most likely tokens: what greedy writing would get right, by induction over the answer's tokens."""
-    each = F.cross_entropy(logits.float().flatten(0, 1), targets.flatten(), reduction="none").view_as(targets)
-    value = (each * weights).sum() / weights.sum().clamp(min=1e-9)
-    return Loss(value, {"exact": exact_rows(logits.detach(), targets, weights)})
+    return Loss(cross_entropy(logits, targets, weights), {"exact": exact_rows(logits.detach(), targets, weights)})
 
 
 def exact_rows(

@@ -10,8 +10,8 @@ PACKAGE = Path(archbench.__file__).parent
 
 LEVELS = {
     0: "clocks heap errors stats environment record history parse papers seeds scaling",
-    1: "state sampling model data codec",
-    2: "layers levels segments recurrent drafting ops foreign operators flops roofline power generation prompts "
+    1: "state sampling model data codec ops layers",
+    2: "levels segments recurrent drafting foreign operators flops roofline power generation prompts "
     "contract task tasks haystack examination projection curriculum sandbox",
     3: "registry metric architectures metrics sizes exercise coding completions",
     4: "timing",

@@ -58,6 +58,11 @@ _PROBES: dict[str, dict[str, Callable[[], str]]] = {
         "lean": _always,
         "cuda": attention_cuda.flash_reason,
     },
+    "cross_entropy": {
+        "reference": _always,
+        "lean": _always,
+        "native": native.reason,
+    },
     "decode": {
         "reference": _always,
         "lean": _always,
@@ -152,9 +157,8 @@ def _granted(op: str, device: torch.device, dtype: torch.dtype, level: str, aske
 
 def _served_types(op: str) -> tuple[torch.dtype, ...]:
     """The types that the kernels of `op` take; flash-attn computes in half types only."""
-    return {"attention": (torch.bfloat16, torch.float16), "decode": (torch.float32, torch.bfloat16)}.get(
-        op, _KERNEL_DTYPES
-    )
+    of_attention, without_fp16 = (torch.bfloat16, torch.float16), (torch.float32, torch.bfloat16)
+    return {"attention": of_attention, "cross_entropy": without_fp16, "decode": without_fp16}.get(op, _KERNEL_DTYPES)
 
 
 def _probes(op: str) -> dict[str, Callable[[], str]]:

@@ -34,10 +34,12 @@ import torch
 from archbench.errors import BackendError
 
 SOURCES = Path(__file__).parent / "csrc"
-UNITS = ("scan.c", "ssd.c", "conv.c", "decode.c", "recurrent.c")  # each is one translation unit
+UNITS = ("scan.c", "ssd.c", "conv.c", "decode.c", "recurrent.c", "cross_entropy.c")  # each is one translation unit
 INCLUDED = ("lanes.c", "panels.c", "inference.c")  # by units
 COMPILERS = ("cc", "gcc", "clang")
 COMPILE_TIMEOUT_S = 300
+NO_MEMORY, OUT_OF_RANGE = 1, 2
+"""What a kernel returns when it fails."""
 
 
 def library() -> ctypes.CDLL:
@@ -123,7 +125,7 @@ def _build(command: list[str], key: str, folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="building-", dir=folder) as room:
         built = Path(room) / "kernels.so"
-        line = [*command, *_flags(), "-o", str(built), *(str(SOURCES / unit) for unit in UNITS)]
+        line = [*command, *_flags(), "-o", str(built), *(str(SOURCES / unit) for unit in UNITS), "-lm"]
         try:
             outcome = subprocess.run(line, capture_output=True, text=True, timeout=COMPILE_TIMEOUT_S, check=False)
         except subprocess.TimeoutExpired:
@@ -145,7 +147,10 @@ def spread(kernel: Callable[[ctypes.Structure, int, int], int], arguments: ctype
     """Run `kernel(arguments, first, last)` over jobs 0 .. n_jobs-1, split over torch.get_num_threads() threads.
 
     ctypes lets go of the interpreter lock during each call. Jobs are independent, so the split changes no result.
-    Raises MemoryError when a kernel finds no memory for its scratch.
+
+    Raises:
+        MemoryError: a kernel found no memory for its scratch.
+        IndexError: a kernel met an index beyond what it counts.
     """
     n_threads = min(torch.get_num_threads(), n_jobs)
     if n_threads <= 1:
@@ -155,5 +160,7 @@ def spread(kernel: Callable[[ctypes.Structure, int, int], int], arguments: ctype
         bounds = [n_jobs * i // n_threads for i in range(n_threads + 1)]
         calls = [pool.submit(kernel, arguments, *pair) for pair in itertools.pairwise(bounds)]
         outcomes = [call.result() for call in calls]
-    if any(outcomes):
+    if NO_MEMORY in outcomes:
         raise MemoryError("a native kernel found no memory for its scratch")
+    if OUT_OF_RANGE in outcomes:
+        raise IndexError("a native kernel met an index out of range")

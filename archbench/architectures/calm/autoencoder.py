@@ -31,6 +31,7 @@ from archbench.architectures.calm.config import CalmConfig
 from archbench.architectures.calm.parts import Affine
 from archbench.layers import Embedding, RMSNorm, Stack, SwiGLU
 from archbench.model import BOUNDARY
+from archbench.ops.cross_entropy import cross_entropy
 
 
 class Reconstructed(NamedTuple):
@@ -110,12 +111,12 @@ class Autoencoder(nn.Module):
         sigma = log_sigma.exp()
         latent = mean + sigma * torch.randn(mean.shape, generator=generator, device=device)
         kept_latent = torch.rand(latent.shape, generator=generator, device=device) < kept
-        logits = self.decode(latent * kept_latent / kept).float()
-        cross_entropy = F.cross_entropy(logits.flatten(0, 1), chunks.flatten())
+        logits = self.decode(latent * kept_latent / kept)
+        nats = cross_entropy(logits, chunks)
         kl = kl_divergence(mean, log_sigma)
-        loss = chunks.shape[1] * cross_entropy + self.config.kl_weight * clipped(kl, self.config.kl_floor)
+        loss = chunks.shape[1] * nats + self.config.kl_weight * clipped(kl, self.config.kl_floor)
         accuracy = (logits.detach().argmax(dim=-1) == chunks).float().mean()
-        found = (cross_entropy, accuracy, kl.sum(dim=-1).mean(), sigma.mean())
+        found = (nats, accuracy, kl.sum(dim=-1).mean(), sigma.mean())
         return Reconstructed(loss, *(part.detach() for part in found))
 
     def encoder_flops(self, n: int) -> float:

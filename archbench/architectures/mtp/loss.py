@@ -19,11 +19,11 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from archbench.ops.cross_entropy import cross_entropy, loss_and_gradient
 from archbench.ops.precision import without_autocast
 
 
@@ -39,33 +39,7 @@ class Head(NamedTuple):
 
     def loss(self, stream: Float[Tensor, "b t d"]) -> Float[Tensor, ""]:
         """Mean cross-entropy in nats, not yet times `weight`."""
-        wide = _wide(self.logits(stream).flatten(0, 1))
-        if self.counts is None:
-            return F.cross_entropy(wide, self.targets.flatten())
-        each = F.cross_entropy(wide, self.targets.flatten(), reduction="none")
-        return (each * self.counts.flatten()).sum() / self.counts.sum().clamp(min=1e-9)
-
-    def loss_and_gradient(self, logits: Float[Tensor, "b t v"]) -> tuple[Float[Tensor, ""], Float[Tensor, "b t v"]]:
-        """`loss` of these logits, and the gradient of `weight` times it: share (softmax - target), made in the place
-        of the softmax. Autograd would hold three tensors of that size at once."""
-        rows, targets = logits.detach().flatten(0, 1), self.targets.flatten()
-        chances = _wide(rows).softmax(dim=-1)
-        counted = targets.ge(0).to(chances.dtype)
-        if self.counts is None:
-            share = counted / counted.sum()
-        else:
-            share = (counted * self.counts.flatten() / self.counts.sum().clamp(min=1e-9)).to(chances.dtype)
-        places = targets.clamp(min=0)[:, None]
-        # The likeliest token has a chance of 1/v or more, so that its logarithm tells the denominator's.
-        denominators = _wide(rows.amax(dim=-1)) - chances.amax(dim=-1).log()
-        loss = ((denominators - _wide(rows.gather(1, places)[:, 0])) * share).sum()
-        share = (share * self.weight)[:, None]
-        gradient = chances.mul_(share).scatter_add_(1, places, -share)
-        return loss, gradient.view(logits.shape).to(logits.dtype)
-
-
-def _wide(logits: Float[Tensor, "*n v"]) -> Float[Tensor, "*n v"]:
-    return logits if logits.dtype == torch.float64 else logits.float()
+        return cross_entropy(self.logits(stream), self.targets, self.counts)
 
 
 def weighted_sum(
@@ -97,7 +71,7 @@ class _HeadByHead(torch.autograd.Function):
             with torch.enable_grad():
                 logits = head.logits(leaves[head.stream])
             with without_autocast(logits):  # autocast is for forward passes; a backward pass repeats their types
-                loss, of_logits = head.loss_and_gradient(logits)
+                loss, of_logits = loss_and_gradient(logits, head.targets, head.counts, times=head.weight)
                 found = torch.autograd.grad(logits, [sources[i] for i in wanted], of_logits, allow_unused=True)
             for i, gradient in zip(wanted, found, strict=True):
                 before = gradients[i]

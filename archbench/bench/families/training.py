@@ -28,6 +28,7 @@ from archbench.errors import MissingExtra
 from archbench.levels import BEST, at_level
 from archbench.metrics.memory import peak_bytes
 from archbench.model import Batch, Loss, parameters_of
+from archbench.ops.cross_entropy import cross_entropy
 from archbench.plan import make_plan
 from archbench.sizes import on_meta, solve
 from archbench.suite import load_suite
@@ -316,6 +317,23 @@ def energy_loss_time() -> Trial:
     return Race(ours=ours, peer=peer, notes={"N, M, l": "4, 16, 32"})
 
 
+def cross_entropy_time(vocab_size: int) -> Trial:
+    """The loss of 1024 rows of logits in bf16 with its gradient, against torch's."""
+    draws = Generator().manual_seed(0)
+    logits = torch.randn(1024, vocab_size, generator=draws).bfloat16().requires_grad_()
+    targets = torch.randint(0, vocab_size, (1024,), generator=draws)
+
+    def theirs(rows: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.cross_entropy(rows.float(), targets)
+
+    def run(loss: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) -> None:
+        logits.grad = None
+        loss(logits, targets).backward()
+
+    ours, peer = Side(call=partial(run, cross_entropy)), Side(call=partial(run, theirs))
+    return Race(ours=ours, peer=peer, notes={"rows": "1,024, bf16"}, within=heap.kept)
+
+
 def _llama(name: str, batch: int) -> Target:
     d_model, n_layers, n_heads, context, precision = 128, 8, 2, 256, "bf16-mixed"
     return Target(
@@ -323,7 +341,7 @@ def _llama(name: str, batch: int) -> Target:
         question=f"How fast is a {precision} step at d {d_model}, {n_layers} layers, {batch} x {context} bytes?",
         ours="transformer",
         peer="HF Llama",
-        level="lean",
+        level="native",
         must=1.15,
         stretch=1.4,
         seconds=15,
@@ -337,7 +355,7 @@ def _peak(d_model: int, n_heads: int, must: float, stretch: float) -> Target:
         question=f"Which share of the matrix product's FLOP/s does an fp32 step at d {d_model} have?",
         ours="transformer step",
         peer="1024^3 product",
-        level="lean",
+        level="native",
         unit="of peak",
         must=must,
         stretch=stretch,
@@ -368,7 +386,7 @@ def _heads(name: str, must: float, stretch: float, **options: Any) -> Target:
         "{head_type}?".format(**options),
         ours="mtp",
         peer="transformer",
-        level="lean",
+        level="native",
         must=must,
         stretch=stretch,
         seconds=15,
@@ -385,7 +403,7 @@ TARGETS = [
         question="How fast is a bf16-mixed step at d 128, 8 layers, 4 x 256 bytes, against a compiled one?",
         ours="transformer",
         peer="HF Llama, torch.compile",
-        level="lean",
+        level="native",
         must=1.0,
         seconds=120,
         prepare=partial(against_llama, 128, 8, 2, 4, 256, "bf16-mixed", compiled=True),
@@ -457,5 +475,19 @@ TARGETS = [
         must=1.0,
         seconds=2,
         prepare=energy_loss_time,
+    ),
+    *(
+        Target(
+            id=f"training/cross-entropy-{vocab_size}",
+            question=f"How fast is the loss with its gradient beside torch's, vocabulary {vocab_size}?",
+            ours="cross_entropy",
+            peer="torch",
+            level="native",
+            must=must,
+            stretch=stretch,
+            seconds=3,
+            prepare=partial(cross_entropy_time, vocab_size),
+        )
+        for vocab_size, must, stretch in ((256, 1.2, 1.5), (8192, 2, 3))
     ),
 ]

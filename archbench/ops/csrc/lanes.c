@@ -1,4 +1,4 @@
-/* Vector lanes and the few functions the kernels need, for scan.c, ssd.c and conv.c, which include this file.
+/* Vector lanes and the few functions the kernels need, for those that include this file.
  *
  * Lanes hold neighbouring channels. Everything is written with compiler vector types (gcc and clang, any processor);
  * what names a processor (a part of a vector, the denormal switch at the end) has a form for all others beside it.
@@ -19,6 +19,7 @@
 
 typedef float vf __attribute__((vector_size(4 * LANES)));
 typedef int32_t vi __attribute__((vector_size(4 * LANES)));
+typedef uint32_t vu __attribute__((vector_size(4 * LANES))); /* whose sums may wrap */
 
 /* Lanes of two vectors, chosen by constants: those of b follow those of a. */
 #if defined(__clang__)
@@ -151,13 +152,30 @@ INLINE void store_as(const int64_t half, void *p, ptrdiff_t at, vf v, ptrdiff_t 
 #endif
 }
 
+/* Makes one number of all lanes: half of them `both` with the other half, until one is left. */
+#if LANES == 16
+#define HALVES(v, both)                                                         \
+  v = both(v, PICK(v, v, 8, 9, 10, 11, 12, 13, 14, 15, 0, 1, 2, 3, 4, 5, 6, 7)); \
+  v = both(v, PICK(v, v, 4, 5, 6, 7, 0, 1, 2, 3, 12, 13, 14, 15, 8, 9, 10, 11)); \
+  v = both(v, PICK(v, v, 2, 3, 0, 1, 6, 7, 4, 5, 10, 11, 8, 9, 14, 15, 12, 13)); \
+  v = both(v, PICK(v, v, 1, 0, 3, 2, 5, 4, 7, 6, 9, 8, 11, 10, 13, 12, 15, 14));
+#elif LANES == 8
+#define HALVES(v, both)                            \
+  v = both(v, PICK(v, v, 4, 5, 6, 7, 0, 1, 2, 3)); \
+  v = both(v, PICK(v, v, 2, 3, 0, 1, 6, 7, 4, 5)); \
+  v = both(v, PICK(v, v, 1, 0, 3, 2, 5, 4, 7, 6));
+#else
+#define HALVES(v, both)                \
+  v = both(v, PICK(v, v, 2, 3, 0, 1)); \
+  v = both(v, PICK(v, v, 1, 0, 3, 2));
+#endif
+
+INLINE vf sum_of(vf a, vf b) { return a + b; }
+
 /* Sum of all lanes, always in the same order. */
 INLINE float total(vf v) {
-  float x[LANES];
-  memcpy(x, &v, sizeof v);
-  for (int half = LANES / 2; half > 0; half /= 2)
-    for (int l = 0; l < half; l++) x[l] += x[l + half];
-  return x[0];
+  HALVES(v, sum_of)
+  return v[0];
 }
 
 /* The totals of LANES vectors, each of the bits that `total` gives it: half of the lanes added to the other half until
@@ -213,7 +231,7 @@ INLINE vf exp2v(vf x) {
   vf p = 5.55021365e-2f * f + 2.40234288e-1f;
   p = p * f + 6.93147183e-1f;
   p = t * (p * f) + t;
-  vi bits = (vi)p + (((vi)r & -16) << 19);
+  vi bits = (vi)((vu)p + (((vu)r & -16u) << 19));
 #else
   const float magic = 12582912.0f;
   vf r = x + magic;
@@ -224,7 +242,7 @@ INLINE vf exp2v(vf x) {
   p = p * f + 2.4022648e-1f;
   p = p * f + 6.9314718e-1f;
   p = p * f + 1.0f;
-  vi bits = (vi)p + ((vi)r << 23);
+  vi bits = (vi)((vu)p + ((vu)r << 23));
 #endif
   return (vf)(bits & ~(x <= -126.0f));
 }

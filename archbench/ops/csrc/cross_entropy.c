@@ -1,0 +1,88 @@
+/* Cross-entropy of rows of logits and its gradient, computed in fp32.
+ *
+ *   loss = log sum_i exp(x_i) - x_target       gradient_i = share (softmax(x)_i - [i = target])
+ *
+ * One job is one row. Its exponentials, shifted by the largest logit, wait in scratch for their sum, so that a row is
+ * read twice and written once. Where the target is NONE, loss and gradient are 0.
+ */
+#include "lanes.c"
+
+#include <math.h>
+
+#define NONE -100 /* the target of a row that says nothing */
+
+_Static_assert(sizeof(void *) == 8, "cross_entropy_native.py lays this structure out with 8-byte fields");
+
+struct cross_entropy_args {
+  int64_t n_vocab, half;  /* whether logits and gradient are bf16, else fp32 */
+  const void *logits;     /* (n, v), rows with a stride */
+  int64_t row;
+  const int64_t *targets; /* (n): a token or NONE */
+  const float *share;     /* (n) */
+  float *loss;            /* (n) */
+  void *gradient;         /* (n, v) */
+};
+
+/* NaN, which is never the larger here, comes back with the sum of exponentials. */
+INLINE vf larger(vf x, vf best) {
+#if defined(__AVX512F__) && !defined(__clang__) /* gcc makes four instructions of the comparison */
+  return __builtin_ia32_maxps512_mask(x, best, best, 0xffff, 4);
+#else
+  return choose(x > best, x, best);
+#endif
+}
+
+INLINE float largest(vf v) {
+  HALVES(v, larger)
+  return v[0];
+}
+
+/* The first m logits from element `at` on; the other lanes are the least there is. */
+INLINE vf logits_at(const struct cross_entropy_args *k, const int64_t half, ptrdiff_t at, ptrdiff_t m) {
+  static const int32_t counting[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+  const vf x = load_as(half, k->logits, at, m);
+  if (m >= LANES) return x;
+  vi lane;
+  memcpy(&lane, counting, sizeof lane);
+  return choose(lane < (int32_t)m, x, splat(-INFINITY));
+}
+
+/* 0, or 2 for a target that is no token. */
+INLINE int64_t one_row(const struct cross_entropy_args *k, const int64_t half, int64_t n, float *waiting) {
+  const ptrdiff_t V = k->n_vocab, from = n * k->row, to = n * V, full = V / LANES * LANES;
+  const int64_t target = k->targets[n];
+  if (target == NONE) {
+    k->loss[n] = 0.0f;
+    for (ptrdiff_t i = 0; i < V; i += LANES) store_as(half, k->gradient, to + i, splat(0.0f), V - i);
+    return 0;
+  }
+  if (target < 0 || target >= V) return 2;
+  vf best = logits_at(k, half, from + full, V - full);
+  for (ptrdiff_t i = 0; i < full; i += LANES) best = larger(logits_at(k, half, from + i, LANES), best);
+  const float shift = largest(best), log2e = 1.44269504f;
+  vf sum = exp2v((logits_at(k, half, from + full, V - full) - shift) * log2e);
+  store(waiting + full, sum, V - full);
+  for (ptrdiff_t i = 0; i < full; i += LANES) {
+    const vf e = exp2v((logits_at(k, half, from + i, LANES) - shift) * log2e);
+    store(waiting + i, e, LANES);
+    sum += e;
+  }
+  const float denominator = total(sum), scale = k->share[n] / denominator;
+  k->loss[n] = logf(denominator) - (logits_at(k, half, from + target, 1)[0] - shift);
+  for (ptrdiff_t i = 0; i < V; i += LANES) store_as(half, k->gradient, to + i, load(waiting + i, V - i) * scale, V - i);
+  store_as(half, k->gradient, to + target, splat((waiting[target] - denominator) * scale), 1);
+  return 0;
+}
+
+/* Run jobs first .. last-1. Return 0, 1 when there was no memory for the scratch, or 2 for a target that is no token. */
+int64_t archbench_cross_entropy(const struct cross_entropy_args *k, int64_t first, int64_t last) {
+  float *waiting = scratch(sizeof(float) * k->n_vocab);
+  if (!waiting) return 1;
+  const uint64_t mode = denormals_off();
+  int64_t outcome = 0;
+  for (int64_t n = first; n < last && !outcome; n++)
+    outcome = k->half ? one_row(k, 1, n, waiting) : one_row(k, 0, n, waiting);
+  denormals_restore(mode);
+  free(waiting);
+  return outcome;
+}
