@@ -38,8 +38,8 @@ UNITS = ("scan.c", "ssd.c", "conv.c", "decode.c", "recurrent.c", "cross_entropy.
 INCLUDED = ("lanes.c", "panels.c", "inference.c")  # by units
 COMPILERS = ("cc", "gcc", "clang")
 COMPILE_TIMEOUT_S = 300
-NO_MEMORY, OUT_OF_RANGE = 1, 2
-"""What a kernel returns when it fails."""
+NO_MEMORY, NO_SUCH_TOKEN = 1, 2
+"""What a kernel returns where it fails."""
 
 
 def library() -> ctypes.CDLL:
@@ -150,7 +150,7 @@ def spread(kernel: Callable[[ctypes.Structure, int, int], int], arguments: ctype
 
     Raises:
         MemoryError: a kernel found no memory for its scratch.
-        IndexError: a kernel met an index beyond what it counts.
+        IndexError: a token is not in the vocabulary.
     """
     n_threads = min(torch.get_num_threads(), n_jobs)
     if n_threads <= 1:
@@ -162,5 +162,5 @@ def spread(kernel: Callable[[ctypes.Structure, int, int], int], arguments: ctype
         outcomes = [call.result() for call in calls]
     if NO_MEMORY in outcomes:
         raise MemoryError("a native kernel found no memory for its scratch")
-    if OUT_OF_RANGE in outcomes:
-        raise IndexError("a native kernel met an index out of range")
+    if NO_SUCH_TOKEN in outcomes:
+        raise IndexError("a token lies outside the vocabulary")

@@ -47,16 +47,15 @@ INLINE vf logits_at(const struct cross_entropy_args *k, const int64_t half, ptrd
   return choose(lane < (int32_t)m, x, splat(-INFINITY));
 }
 
-/* 0, or 2 for a target that is no token. */
 INLINE int64_t one_row(const struct cross_entropy_args *k, const int64_t half, int64_t n, float *waiting) {
   const ptrdiff_t V = k->n_vocab, from = n * k->row, to = n * V, full = V / LANES * LANES;
   const int64_t target = k->targets[n];
   if (target == NONE) {
     k->loss[n] = 0.0f;
     for (ptrdiff_t i = 0; i < V; i += LANES) store_as(half, k->gradient, to + i, splat(0.0f), V - i);
-    return 0;
+    return OK;
   }
-  if (target < 0 || target >= V) return 2;
+  if (target < 0 || target >= V) return NO_SUCH_TOKEN;
   vf best = logits_at(k, half, from + full, V - full);
   for (ptrdiff_t i = 0; i < full; i += LANES) best = larger(logits_at(k, half, from + i, LANES), best);
   const float shift = largest(best), log2e = 1.44269504f;
@@ -71,16 +70,16 @@ INLINE int64_t one_row(const struct cross_entropy_args *k, const int64_t half, i
   k->loss[n] = logf(denominator) - (logits_at(k, half, from + target, 1)[0] - shift);
   for (ptrdiff_t i = 0; i < V; i += LANES) store_as(half, k->gradient, to + i, load(waiting + i, V - i) * scale, V - i);
   store_as(half, k->gradient, to + target, splat((waiting[target] - denominator) * scale), 1);
-  return 0;
+  return OK;
 }
 
-/* Run jobs first .. last-1. Return 0, 1 when there was no memory for the scratch, or 2 for a target that is no token. */
+/* Run jobs first .. last-1. */
 int64_t archbench_cross_entropy(const struct cross_entropy_args *k, int64_t first, int64_t last) {
   float *waiting = scratch(sizeof(float) * k->n_vocab);
-  if (!waiting) return 1;
+  if (!waiting) return NO_MEMORY;
   const uint64_t mode = denormals_off();
-  int64_t outcome = 0;
-  for (int64_t n = first; n < last && !outcome; n++)
+  int64_t outcome = OK;
+  for (int64_t n = first; n < last && outcome == OK; n++)
     outcome = k->half ? one_row(k, 1, n, waiting) : one_row(k, 0, n, waiting);
   denormals_restore(mode);
   free(waiting);

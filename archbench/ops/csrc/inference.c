@@ -3,8 +3,6 @@
  */
 #include "panels.c"
 
-enum { OK = 0, NO_MEMORY = 1, NO_SUCH_TOKEN = 2 };
-
 /* Rows of an embedding (n_vocab, d), fp32 or bf16, for m tokens. */
 static int64_t look_up(const void *embedding, int64_t half, ptrdiff_t n_vocab, ptrdiff_t d, const int64_t *tokens,
                        ptrdiff_t m, float *to) {

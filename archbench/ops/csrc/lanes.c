@@ -41,6 +41,9 @@ typedef uint32_t vu __attribute__((vector_size(4 * LANES))); /* whose sums may w
 #define UNROLL _Pragma("GCC unroll 16")
 #endif
 
+/* What a kernel returns. */
+enum { OK = 0, NO_MEMORY = 1, NO_SUCH_TOKEN = 2 };
+
 _Static_assert(sizeof(void *) == 8, "the Python side lays structures out with 8-byte fields");
 
 /* Strided input: row t of batch row b starts at p + b * batch + t * row; its last dimension is contiguous. */
