@@ -115,10 +115,12 @@ def _transformer(d_model: int, n_layers: int, n_heads: int) -> Transformer:
     return Transformer(config, Generator().manual_seed(0)).eval()
 
 
-def against_generate(shape: tuple[int, int, int], level: str) -> Trial:
-    model = _transformer(*shape)
+def against_generate(shape: tuple[int, int, int], level: str, dtype: torch.dtype = torch.float32) -> Trial:
+    """Both sides with weights and caches of this type."""
+    model = _transformer(*shape).to(dtype)
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    return Race(ours=written(model, level), peer=generated(llama_of(model)), notes={"parameters": f"{parameters:,}"})
+    theirs = generated(llama_of(model).to(dtype))
+    return Race(ours=written(model, level), peer=theirs, notes={"parameters": f"{parameters:,}"})
 
 
 def native_against_lean(shape: tuple[int, int, int]) -> Trial:
@@ -200,6 +202,7 @@ SEVERAL_ROWS = (
     "1.2x beside a plain step of 770 µs, most of it Python's"
 )
 FLOOR = "some twenty calls of torch a layer take one to five microseconds each, however small the model"
+NATIVE = {"d64": (60, 100), "d128": (30, 60), "d256": (6, 12)}
 SHAPES = {"d64": (64, 4, 1), "d128": (128, 8, 2), "d256": (256, 8, 4)}
 
 
@@ -215,17 +218,18 @@ def _target(
 TARGETS = [
     *(
         _target(
-            f"{level}-{name}",
-            f"How fast does the Transformer decode at level {level}, {name}, one row?",
+            f"{level}{'-bf16' if dtype is torch.bfloat16 else ''}-{name}",
+            f"How fast does the Transformer decode at level {level}, {name}, one row, both in {str(dtype)[6:]}?",
             must,
             stretch,
-            partial(against_generate, SHAPES[name], level),
+            partial(against_generate, SHAPES[name], level, dtype),
             level=level,
             why_missed=THEIRS_VARIES if level == "native" else FLOOR,
         )
-        for level, bounds in (
-            ("lean", {"d64": (6, 9), "d128": (4, 6), "d256": (2, 4)}),
-            ("native", {"d64": (60, 100), "d128": (30, 60), "d256": (6, 12)}),
+        for level, dtype, bounds in (
+            ("lean", torch.float32, {"d64": (6, 9), "d128": (4, 6), "d256": (2, 4)}),
+            ("native", torch.float32, NATIVE),
+            ("native", torch.bfloat16, NATIVE),
         )
         for name, (must, stretch) in bounds.items()
     ),
