@@ -18,7 +18,7 @@ from torch.nn import Parameter
 
 def counted() -> bool:
     """Whether every operator must pass the dispatcher: a FLOP counter or a compiler looks at them."""
-    return torch._C._len_torch_dispatch_stack() > 0 or torch.compiler.is_compiling()
+    return torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0  # compilers cannot ask the second
 
 
 def watched() -> bool:
@@ -30,7 +30,7 @@ def eager(operator: Callable[..., Any], compute: Callable[..., Any]) -> Callable
     """`compute`, or the operator registered for it where that can be told apart. It has no gradient."""
 
     def call(*inputs: Any) -> Any:
-        return operator(*inputs) if watched() or _unusual(inputs) else compute(*inputs)
+        return operator(*inputs) if watched() or unusual(inputs) else compute(*inputs)
 
     return call
 
@@ -57,14 +57,14 @@ def eager_with_gradient(
             return differentiate(ctx, *gradients)
 
     def call(*inputs: Any) -> Any:
-        return operator(*inputs) if watched() or _unusual(inputs) else Direct.apply(*inputs)
+        return operator(*inputs) if watched() or unusual(inputs) else Direct.apply(*inputs)
 
     Direct.__name__ = compute.__module__.rpartition(".")[2]
 
     return call
 
 
-def _unusual(inputs: tuple[Any, ...]) -> bool:
+def unusual(inputs: tuple[Any, ...]) -> bool:
     """Whether there is a tensor on the meta device, or of another kind than torch's own."""
     return any(
         isinstance(value, Tensor) and (value.is_meta or type(value) not in (Tensor, Parameter)) for value in inputs

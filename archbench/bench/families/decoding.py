@@ -95,7 +95,8 @@ def llama_of(model: Transformer) -> Any:
             f"{layer}.input_layernorm.weight": block.norm_attention.weight,
             f"{layer}.post_attention_layernorm.weight": block.norm_ffn.weight,
         }
-    theirs.load_state_dict({name: weight.detach().clone() for name, weight in weights.items()})
+    # Assigned, they keep their type; what is no weight stays in fp32, as in a model that was loaded.
+    theirs.load_state_dict({name: weight.detach().clone() for name, weight in weights.items()}, assign=True)
     return theirs
 
 
@@ -119,7 +120,7 @@ def against_generate(shape: tuple[int, int, int], level: str, dtype: torch.dtype
     """Both sides with weights and caches of this type."""
     model = _transformer(*shape).to(dtype)
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    theirs = generated(llama_of(model).to(dtype))
+    theirs = generated(llama_of(model))
     return Race(ours=written(model, level), peer=theirs, notes={"parameters": f"{parameters:,}"})
 
 

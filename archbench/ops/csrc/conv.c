@@ -12,8 +12,6 @@
 #define GROUP 256
 #define STRIP 16
 
-_Static_assert(sizeof(void *) == 8, "conv_native.py lays this structure out with 8-byte fields");
-
 struct conv_args {
   int64_t n_batch, n_tokens, n_channels, width;
   int64_t half;                       /* whether x, y, gy and gx are bf16, else fp32 like the rest */
@@ -121,12 +119,12 @@ static void backward_end(const struct conv_args *k, const struct spot *at, ptrdi
   store(k->gbias + at->b * D + at->first + c, kept[2 * W], m);
 }
 
-/* Run jobs first .. last-1. Return 0, or 1 when there was no memory for the scratch. Width 4, the usual one, is constant
+/* Run jobs first .. last-1. Width 4, the usual one, is constant
  * for the compiler, which then keeps what a block works on in registers. */
 int64_t archbench_conv_forward(const struct conv_args *k, int64_t first, int64_t last) {
   const ptrdiff_t W = k->width;
   vf *room = scratch(sizeof(vf) * 2 * W);
-  if (!room) return 1;
+  if (!room) return NO_MEMORY;
   const uint64_t mode = denormals_off();
   for (int64_t job = first; job < last; job++) {
     const struct spot at = spot_of(k, job);
@@ -143,14 +141,14 @@ int64_t archbench_conv_forward(const struct conv_args *k, int64_t first, int64_t
   }
   denormals_restore(mode);
   free(room);
-  return 0;
+  return OK;
 }
 
 int64_t archbench_conv_backward(const struct conv_args *k, int64_t first, int64_t last) {
   const ptrdiff_t W = k->width, each = 2 * W + 1;
   const size_t n_kept = GROUP / LANES * each;
   vf *kept = scratch(sizeof(vf) * (n_kept + 4 * W + 1));
-  if (!kept) return 1;
+  if (!kept) return NO_MEMORY;
   vf *room = kept + n_kept;
   const uint64_t mode = denormals_off();
   for (int64_t job = first; job < last; job++) {
@@ -171,5 +169,5 @@ int64_t archbench_conv_backward(const struct conv_args *k, int64_t first, int64_
   }
   denormals_restore(mode);
   free(kept);
-  return 0;
+  return OK;
 }

@@ -11,8 +11,6 @@
 
 #define NONE -100 /* the target of a row that says nothing */
 
-_Static_assert(sizeof(void *) == 8, "cross_entropy_native.py lays this structure out with 8-byte fields");
-
 struct cross_entropy_args {
   int64_t n_vocab, half;  /* whether logits and gradient are bf16, else fp32 */
   const void *logits;     /* (n, v), rows with a stride */
@@ -23,7 +21,7 @@ struct cross_entropy_args {
   void *gradient;         /* (n, v) */
 };
 
-/* NaN, which is never the larger here, comes back with the sum of exponentials. */
+/* NaN is never the larger one. */
 INLINE vf larger(vf x, vf best) {
 #if defined(__AVX512F__) && !defined(__clang__) /* gcc makes four instructions of the comparison */
   return __builtin_ia32_maxps512_mask(x, best, best, 0xffff, 4);
@@ -47,6 +45,9 @@ INLINE vf logits_at(const struct cross_entropy_args *k, const int64_t half, ptrd
   return choose(lane < (int32_t)m, x, splat(-INFINITY));
 }
 
+/* exp(x - shift), where NaN of any bits stays NaN: exp2v keeps only those that arithmetic makes. */
+INLINE vf exponential(vf x, float shift) { return (vf)((vi)exp2v((x - shift) * 1.44269504f) | (x != x)); }
+
 INLINE int64_t one_row(const struct cross_entropy_args *k, const int64_t half, int64_t n, float *waiting) {
   const ptrdiff_t V = k->n_vocab, from = n * k->row, to = n * V, full = V / LANES * LANES;
   const int64_t target = k->targets[n];
@@ -58,11 +59,11 @@ INLINE int64_t one_row(const struct cross_entropy_args *k, const int64_t half, i
   if (target < 0 || target >= V) return NO_SUCH_TOKEN;
   vf best = logits_at(k, half, from + full, V - full);
   for (ptrdiff_t i = 0; i < full; i += LANES) best = larger(logits_at(k, half, from + i, LANES), best);
-  const float shift = largest(best), log2e = 1.44269504f;
-  vf sum = exp2v((logits_at(k, half, from + full, V - full) - shift) * log2e);
+  const float shift = largest(best);
+  vf sum = exponential(logits_at(k, half, from + full, V - full), shift);
   store(waiting + full, sum, V - full);
   for (ptrdiff_t i = 0; i < full; i += LANES) {
-    const vf e = exp2v((logits_at(k, half, from + i, LANES) - shift) * log2e);
+    const vf e = exponential(logits_at(k, half, from + i, LANES), shift);
     store(waiting + i, e, LANES);
     sum += e;
   }

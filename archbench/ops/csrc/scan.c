@@ -375,17 +375,17 @@ static void backward_job(const struct scan_args *k, int64_t job, const struct re
   memcpy(k->gbias + b * D + at.first, w->gbias, sizeof(float) * at.width);
 }
 
-/* Run jobs first .. last-1. Return 0, or 1 when there was no memory for the scratch. */
+/* Run jobs first .. last-1. */
 int64_t archbench_scan_forward(const struct scan_args *k, int64_t first, int64_t last) {
   const size_t states = sizeof(float) * k->n_states * GROUP;
   char *room = scratch(2 * states + sizeof(struct strip) * (GROUP / LANES));
-  if (!room) return 1;
+  if (!room) return NO_MEMORY;
   const uint64_t mode = denormals_off();
   for (int64_t job = first; job < last; job++)
     forward_job(k, job, (float *)room, (float *)(room + states), (struct strip *)(room + 2 * states));
   denormals_restore(mode);
   free(room);
-  return 0;
+  return OK;
 }
 
 int64_t archbench_scan_backward(const struct scan_args *k, int64_t first, int64_t last) {
@@ -393,7 +393,7 @@ int64_t archbench_scan_backward(const struct scan_args *k, int64_t first, int64_
   const size_t n_floats = 4 * states + 2 * GROUP, n_strips = STRIP_FIELDS * STRIP_LENGTH(T) * (GROUP / LANES);
   const size_t n_vectors = n_strips + 2 * (T + 1) * STATES;
   float *room = scratch(sizeof(float) * n_floats + sizeof(vf) * n_vectors);
-  if (!room) return 1;
+  if (!room) return NO_MEMORY;
   vf *v = (vf *)(room + n_floats) + n_strips;
   const struct reverse_scratch w = {
       .A2 = room,
@@ -410,7 +410,7 @@ int64_t archbench_scan_backward(const struct scan_args *k, int64_t first, int64_
   for (int64_t job = first; job < last; job++) backward_job(k, job, &w);
   denormals_restore(mode);
   free(room);
-  return 0;
+  return OK;
 }
 
 /* What a forward pass cannot do without, for measuring: the arithmetic of `tokens` tokens of LANES channels with

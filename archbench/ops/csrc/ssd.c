@@ -303,18 +303,18 @@ static void backward_job(const struct ssd_args *k, int64_t job, const struct rev
   }
 }
 
-/* Run jobs first .. last-1. Return 0, or 1 when there was no memory for the scratch. */
+/* Run jobs first .. last-1. */
 int64_t archbench_ssd_forward(const struct ssd_args *k, int64_t first, int64_t last) {
   const size_t T = k->chunk, states = (size_t)k->n_states * padded(k);
   vf *room = scratch(sizeof(vf) * 2 * T + sizeof(float) * (T + LANES + states));
-  if (!room) return 1;
+  if (!room) return NO_MEMORY;
   float *decay = (float *)(room + 2 * T);
   const uint64_t mode = denormals_off();
   for (int64_t job = first; job < last; job++)
     forward_job(k, job, decay + T + LANES, decay, room, room + T);
   denormals_restore(mode);
   free(room);
-  return 0;
+  return OK;
 }
 
 int64_t archbench_ssd_backward(const struct ssd_args *k, int64_t first, int64_t last) {
@@ -322,7 +322,7 @@ int64_t archbench_ssd_backward(const struct ssd_args *k, int64_t first, int64_t 
   const size_t n_vectors = 6 * T + (T + 1) * STATES;
   const size_t n_floats = T + LANES + states * (1 + heads) + 2 * heads;
   vf *v = scratch(sizeof(vf) * n_vectors + sizeof(float) * n_floats);
-  if (!v) return 1;
+  if (!v) return NO_MEMORY;
   float *f = (float *)(v + n_vectors);
   const struct reverse_scratch w = {
       .input = v,
@@ -342,5 +342,5 @@ int64_t archbench_ssd_backward(const struct ssd_args *k, int64_t first, int64_t 
   for (int64_t job = first; job < last; job++) backward_job(k, job, &w);
   denormals_restore(mode);
   free(v);
-  return 0;
+  return OK;
 }
