@@ -39,7 +39,8 @@ def cross_entropy(
     """
     _check(logits, targets, weights)
     with_gradient = torch.is_grad_enabled() and logits.requires_grad
-    if with_gradient and not (weights is not None and weights.requires_grad) and _level(logits, targets) == "native":
+    weighed = weights is not None and weights.requires_grad  # which have no gradient at level native
+    if with_gradient and not weighed and _level(logits, targets, weights) == "native":
         return _WithGradient.apply(logits, targets, weights)
     return _by_torch(logits, targets, weights)
 
@@ -55,13 +56,20 @@ def loss_and_gradient(
     does."""
     _check(logits, targets, weights)
     logits, weights = logits.detach(), None if weights is None else weights.detach()
-    level = _level(logits, targets)
+    level = _level(logits, targets, weights)
     if level == "reference":
         leaf = logits.requires_grad_()
         with torch.enable_grad():
             loss = _by_torch(leaf, targets, weights)
             (gradient,) = torch.autograd.grad(times * loss, leaf)
         return loss.detach(), gradient
+    return _both(level, logits, targets, weights, times)
+
+
+def _both(
+    level: str, logits: Tensor, targets: Tensor, weights: Tensor | None, times: float
+) -> tuple[Float[Tensor, ""], Tensor]:
+    """`loss_and_gradient` at level lean or native."""
     rows, places, counted = _rows(logits), targets.reshape(-1).long(), _counted(logits, targets, weights)
     shares = counted.parts * (times / counted.total.clamp(min=1e-9))
     if level == "native":
@@ -75,9 +83,9 @@ def loss_and_gradient(
     return loss, gradient.view(logits.shape).to(logits.dtype)
 
 
-def _level(logits: Tensor, targets: Tensor) -> str:
+def _level(logits: Tensor, targets: Tensor, weights: Tensor | None) -> str:
     """Where somebody watches, what torch does by itself is shown, and nothing noted: it is a look, not a run."""
-    if watched() or unusual((logits, targets)):
+    if watched() or unusual((logits, targets, weights)):
         return "lean"
     if logits.is_cpu and logits.dtype in (torch.float32, torch.bfloat16):
         level = backends.pick("cross_entropy", logits.device, logits.dtype)
@@ -132,7 +140,7 @@ class _WithGradient(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, targets: Tensor, weights: Tensor | None) -> Tensor:
-        loss, gradient = loss_and_gradient(logits, targets, weights)
+        loss, gradient = _both("native", logits, targets, weights, 1.0)
         ctx.save_for_backward(gradient)
         return loss
 

@@ -271,10 +271,8 @@ class NativeDecoder:
 
     def _run(self, kernel: int) -> None:
         outcome = self._kernels[kernel](self._address)
-        if outcome == native.NO_MEMORY:
-            raise MemoryError("a native kernel found no memory for its scratch")
-        if outcome == native.NO_SUCH_TOKEN:
-            raise IndexError(f"decode: a token lies outside the vocabulary of {self._shape[0]}")
+        if outcome:
+            native.fail(outcome, f"decode: a token lies outside the vocabulary of {self._shape[0]}")
 
     def _block(self, block: BlockWeights) -> _Block:
         matrices = {name: self._packed(getattr(block, name)) for name in ("qkv", "out", "gate_up", "down")}

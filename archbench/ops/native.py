@@ -28,6 +28,7 @@ import tempfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import NoReturn
 
 import torch
 
@@ -38,8 +39,8 @@ UNITS = ("scan.c", "ssd.c", "conv.c", "decode.c", "recurrent.c", "cross_entropy.
 INCLUDED = ("lanes.c", "panels.c", "inference.c")  # by units
 COMPILERS = ("cc", "gcc", "clang")
 COMPILE_TIMEOUT_S = 300
-NO_MEMORY, NO_SUCH_TOKEN = 1, 2
-"""What a kernel returns where it fails."""
+NO_SUCH_TOKEN = 2
+"""What a kernel returns that met a token outside the vocabulary; where it finds no memory, 1."""
 
 
 def library() -> ctypes.CDLL:
@@ -160,7 +161,13 @@ def spread(kernel: Callable[[ctypes.Structure, int, int], int], arguments: ctype
         bounds = [n_jobs * i // n_threads for i in range(n_threads + 1)]
         calls = [pool.submit(kernel, arguments, *pair) for pair in itertools.pairwise(bounds)]
         outcomes = [call.result() for call in calls]
-    if NO_MEMORY in outcomes:
-        raise MemoryError("a native kernel found no memory for its scratch")
-    if NO_SUCH_TOKEN in outcomes:
-        raise IndexError("a token lies outside the vocabulary")
+    failures = [outcome for outcome in outcomes if outcome]
+    if failures:
+        fail(min(failures))
+
+
+def fail(outcome: int, no_such_token: str = "a token lies outside the vocabulary") -> NoReturn:
+    """Raises what this outcome of a kernel stands for: MemoryError, or IndexError with this message."""
+    if outcome == NO_SUCH_TOKEN:
+        raise IndexError(no_such_token)
+    raise MemoryError("a native kernel found no memory for its scratch")

@@ -152,10 +152,8 @@ class NativeStepper:
             arguments.logits = None if logits is None else logits.data_ptr()
             arguments.best = None if best is None else best.data_ptr()
             outcome = kernel(self._address)
-        if outcome == native.NO_MEMORY:
-            raise MemoryError("a native kernel found no memory for its scratch")
-        if outcome == native.NO_SUCH_TOKEN:
-            raise IndexError(f"decode: a token lies outside the vocabulary of {self._shape[0]}")
+        if outcome:
+            native.fail(outcome, f"decode: a token lies outside the vocabulary of {self._shape[0]}")
         return states
 
     def _placed(self, states: States, b: int) -> States:

@@ -21,20 +21,6 @@ struct cross_entropy_args {
   void *gradient;         /* (n, v) */
 };
 
-/* NaN is never the larger one. */
-INLINE vf larger(vf x, vf best) {
-#if defined(__AVX512F__) && !defined(__clang__) /* gcc makes four instructions of the comparison */
-  return __builtin_ia32_maxps512_mask(x, best, best, 0xffff, 4);
-#else
-  return choose(x > best, x, best);
-#endif
-}
-
-INLINE float largest(vf v) {
-  HALVES(v, larger)
-  return v[0];
-}
-
 /* The first m logits from element `at` on; the other lanes are the least there is. */
 INLINE vf logits_at(const struct cross_entropy_args *k, const int64_t half, ptrdiff_t at, ptrdiff_t m) {
   static const int32_t counting[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
@@ -59,7 +45,7 @@ INLINE int64_t one_row(const struct cross_entropy_args *k, const int64_t half, i
   if (target < 0 || target >= V) return NO_SUCH_TOKEN;
   vf best = logits_at(k, half, from + full, V - full);
   for (ptrdiff_t i = 0; i < full; i += LANES) best = larger(logits_at(k, half, from + i, LANES), best);
-  const float shift = largest(best);
+  const float shift = largest_lane(best);
   vf sum = exponential(logits_at(k, half, from + full, V - full), shift);
   store(waiting + full, sum, V - full);
   for (ptrdiff_t i = 0; i < full; i += LANES) {

@@ -159,12 +159,8 @@ static void mix(const float *weights, const float *values, ptrdiff_t n, ptrdiff_
 static float weigh(float *scores, ptrdiff_t n) {
   for (ptrdiff_t s = n; s % LANES; s++) scores[s] = -3e38f;
   vf most = load(scores, LANES);
-  for (ptrdiff_t s = LANES; s < n; s += LANES) {
-    const vf v = load(scores + s, LANES);
-    most = choose(v > most, v, most);
-  }
-  float best = most[0];
-  for (int l = 1; l < LANES; l++) best = most[l] > best ? most[l] : best;
+  for (ptrdiff_t s = LANES; s < n; s += LANES) most = larger(load(scores + s, LANES), most);
+  const float best = largest_lane(most);
   vf sum = {0};
   for (ptrdiff_t s = 0; s < n; s += LANES) {
     const vf weight = exp2v(load(scores + s, LANES) - splat(best));

@@ -70,6 +70,8 @@ INLINE ptrdiff_t at_most(ptrdiff_t a, ptrdiff_t b) { return a < b ? a : b; }
 
 INLINE vf splat(float s) { return s - (vf){0}; }
 
+INLINE vf choose(vi mask, vf yes, vf no) { return (vf)(((vi)yes & mask) | ((vi)no & ~mask)); }
+
 /* Load or store the first m lanes; the others read as 0. Memory need not be aligned. */
 INLINE vf load(const float *p, ptrdiff_t m) {
   vf v = {0};
@@ -181,6 +183,20 @@ INLINE float total(vf v) {
   return v[0];
 }
 
+/* NaN is never the larger one. */
+INLINE vf larger(vf x, vf best) {
+#if defined(__AVX512F__) && !defined(__clang__) /* gcc makes four instructions of the comparison */
+  return __builtin_ia32_maxps512_mask(x, best, best, 0xffff, 4);
+#else
+  return choose(x > best, x, best);
+#endif
+}
+
+INLINE float largest_lane(vf v) {
+  HALVES(v, larger)
+  return v[0];
+}
+
 /* The totals of LANES vectors, each of the bits that `total` gives it: half of the lanes added to the other half until
  * one is left, two vectors becoming one each time. */
 INLINE vf totals(const vf *v) {
@@ -252,8 +268,6 @@ INLINE vf exp2v(vf x) {
 
 /* exp(-|x|), in [0, 1]. */
 INLINE vf exp_minus_abs(vf x) { return exp2v((vf)((vi)x & 0x7fffffff) * -1.44269504f); }
-
-INLINE vf choose(vi mask, vf yes, vf no) { return (vf)(((vi)yes & mask) | ((vi)no & ~mask)); }
 
 /* 1 / (1 + exp(-x)), given e = exp(-|x|). */
 INLINE vf logistic(vf x, vf e) {
