@@ -159,18 +159,18 @@ INLINE void store_as(const int64_t half, void *p, ptrdiff_t at, vf v, ptrdiff_t 
 
 /* Makes one number of all lanes: half of them `both` with the other half, until one is left. */
 #if LANES == 16
-#define HALVES(v, both)                                                         \
+#define FOLD(v, both)                                                           \
   v = both(v, PICK(v, v, 8, 9, 10, 11, 12, 13, 14, 15, 0, 1, 2, 3, 4, 5, 6, 7)); \
   v = both(v, PICK(v, v, 4, 5, 6, 7, 0, 1, 2, 3, 12, 13, 14, 15, 8, 9, 10, 11)); \
   v = both(v, PICK(v, v, 2, 3, 0, 1, 6, 7, 4, 5, 10, 11, 8, 9, 14, 15, 12, 13)); \
   v = both(v, PICK(v, v, 1, 0, 3, 2, 5, 4, 7, 6, 9, 8, 11, 10, 13, 12, 15, 14));
 #elif LANES == 8
-#define HALVES(v, both)                            \
+#define FOLD(v, both)                              \
   v = both(v, PICK(v, v, 4, 5, 6, 7, 0, 1, 2, 3)); \
   v = both(v, PICK(v, v, 2, 3, 0, 1, 6, 7, 4, 5)); \
   v = both(v, PICK(v, v, 1, 0, 3, 2, 5, 4, 7, 6));
 #else
-#define HALVES(v, both)                \
+#define FOLD(v, both)                  \
   v = both(v, PICK(v, v, 2, 3, 0, 1)); \
   v = both(v, PICK(v, v, 1, 0, 3, 2));
 #endif
@@ -179,7 +179,7 @@ INLINE vf sum_of(vf a, vf b) { return a + b; }
 
 /* Sum of all lanes, always in the same order. */
 INLINE float total(vf v) {
-  HALVES(v, sum_of)
+  FOLD(v, sum_of)
   return v[0];
 }
 
@@ -193,7 +193,7 @@ INLINE vf larger(vf x, vf best) {
 }
 
 INLINE float largest_lane(vf v) {
-  HALVES(v, larger)
+  FOLD(v, larger)
   return v[0];
 }
 
