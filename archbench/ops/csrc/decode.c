@@ -92,7 +92,7 @@ INLINE void score_as(const ptrdiff_t vectors, const float *q, const float *keys,
     vf sums[LANES];
     UNROLL
     for (int l = 0; l < LANES; l++) sums[l] = products_of(vectors, q, keys + (from + l) * e, e);
-    store(scores + from, sums_of(sums), LANES);
+    store(scores + from, totals(sums), LANES);
   }
 }
 

@@ -1,5 +1,5 @@
-/* What whole-model decode steps share beside the products of panels.c, which comes along: tokens in, tokens out, sums
- * across lanes. For units that include this file.
+/* What whole-model decode steps share beside the products of panels.c, which comes along: tokens in, tokens out.
+ * For units that include this file.
  */
 #include "panels.c"
 
@@ -26,48 +26,13 @@ static int64_t largest(const float *x, ptrdiff_t n) {
   for (ptrdiff_t i = 0; i < n; i += LANES) {
     vf v = load(x + i, n - i);
     for (ptrdiff_t l = n - i; l < LANES; l++) v[l] = -INFINITY;
-    most = choose(v > most, v, most);
+    most = larger(v, most);
     spoiled |= v != v;
   }
-  float best = -INFINITY;
+  const float best = largest_lane(most);
   int32_t no_number = 0;
-  for (int l = 0; l < LANES; l++) {
-    best = most[l] > best ? most[l] : best;
-    no_number |= spoiled[l];
-  }
+  for (int l = 0; l < LANES; l++) no_number |= spoiled[l];
   for (ptrdiff_t i = 0; i < n; i++)
     if (no_number ? x[i] != x[i] : x[i] == best) return i;
   return 0;
-}
-
-/* Two vectors as blocks of 2h lanes each, of which the lower halves (or, with `upper` h, the upper ones) take turns. */
-#define HALF_OF(h, l, upper) ((l) / (h) / 2 * 2 * (h) + (l) % (h) + (l) / (h) % 2 * LANES + (upper))
-#define FOUR_OF(h, l, upper) HALF_OF(h, l, upper), HALF_OF(h, l + 1, upper), HALF_OF(h, l + 2, upper), HALF_OF(h, l + 3, upper)
-#if LANES == 16
-#define HALVES(h, upper) FOUR_OF(h, 0, upper), FOUR_OF(h, 4, upper), FOUR_OF(h, 8, upper), FOUR_OF(h, 12, upper)
-#elif LANES == 8
-#define HALVES(h, upper) FOUR_OF(h, 0, upper), FOUR_OF(h, 4, upper)
-#else
-#define HALVES(h, upper) FOUR_OF(h, 0, upper)
-#endif
-#if defined(__clang__)
-#define SHUFFLE(a, b, h, upper) __builtin_shufflevector(a, b, HALVES(h, upper))
-#else
-#define SHUFFLE(a, b, h, upper) __builtin_shuffle(a, b, (vi){HALVES(h, upper)})
-#endif
-#define ADD_HALVES(h) \
-  UNROLL \
-  for (int i = 0; i < h; i++) v[i] = SHUFFLE(v[i], v[i + h], h, 0) + SHUFFLE(v[i], v[i + h], h, h);
-
-/* Lane l becomes the sum of all lanes of v[l], in the order of `total`. */
-INLINE vf sums_of(vf v[LANES]) {
-#if LANES == 16
-  ADD_HALVES(8)
-#endif
-#if LANES >= 8
-  ADD_HALVES(4)
-#endif
-  ADD_HALVES(2)
-  ADD_HALVES(1)
-  return v[0];
 }

@@ -96,7 +96,7 @@ INLINE vf advance(const int shared, ptrdiff_t N, ptrdiff_t n_channels, const flo
       sums[l] += next * c;
     }
   }
-  return sums_of(sums);
+  return totals(sums);
 }
 
 INLINE vf positive(const struct recurrent_args *a, vf raw) { /* the step */
